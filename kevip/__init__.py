@@ -1,0 +1,1 @@
+"""Kevip: one virtual IP in front of many machines, by CARP and iptables."""

@@ -1,0 +1,156 @@
+"""The network interfaces of this host, and which of them a VIP belongs on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+from kevip.errors import HostError
+from kevip.host import command
+
+FOREVER = 2**32 - 1
+"""The lifetime that the kernel gives to an address that does not expire (rtnetlink's INFINITY_LIFE_TIME)."""
+
+_POINT_TO_POINT = 31
+"""The prefix length from which on a subnet has no room for a VIP (RFC 3021)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An IPv4 address of an interface; lifetimes in seconds, FOREVER if it does not expire."""
+
+    ip: IPv4Interface
+    secondary: bool = False
+    valid: int = FOREVER
+    preferred: int = FOREVER
+
+    def is_lease(self, vip: IPv4Address) -> bool:
+        """Whether this is the VIP as kevip adds it: a /32 that expires and is never a source (our mark)."""
+        return self.ip == IPv4Interface(vip) and self.valid != FOREVER and self.preferred == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """A network interface as ``ip address`` shows it."""
+
+    name: str
+    up: bool
+    addresses: tuple[Address, ...] = ()
+
+    def subnet_of(self, vip: IPv4Address) -> IPv4Network | None:
+        """Return the smallest subnet of this interface that holds the VIP."""
+        subnets = [
+            address.ip.network
+            for address in self.addresses
+            if vip in address.ip.network and address.ip.network.prefixlen < _POINT_TO_POINT
+        ]
+        return max(subnets, key=lambda subnet: subnet.prefixlen, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a VIP belongs: the interface, and that interface's primary address, the source of CARP adverts."""
+
+    interface: str
+    source: IPv4Address
+
+
+def _parse_address(entry: dict[str, Any]) -> Address:
+    return Address(
+        ip=IPv4Interface(f"{entry['local']}/{entry['prefixlen']}"),
+        secondary=entry.get("secondary", False),
+        valid=entry["valid_life_time"],
+        preferred=entry["preferred_life_time"],
+    )
+
+
+def parse(text: str) -> tuple[Interface, ...]:
+    """Parse the output of ``ip -json address show``."""
+    return tuple(
+        Interface(
+            name=entry["ifname"],
+            up="UP" in entry["flags"],
+            addresses=tuple(_parse_address(each) for each in entry["addr_info"] if each["family"] == "inet"),
+        )
+        for entry in json.loads(text)
+        if entry  # iproute2 prints {} for what a filter left out
+    )
+
+
+def listing() -> tuple[Interface, ...]:
+    """Return this host's interfaces; raises CommandError."""
+    return parse(command.run(["ip", "-json", "address", "show"]))
+
+
+def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None) -> Placement:
+    """Find where the VIP belongs: on the named interface, else on the one whose subnet holds it.
+
+    Raises HostError with every reason why it cannot be there.
+    """
+    problems = [
+        f"VIP {vip} is an address that this host already has on {interface.name}: "
+        "take one that no host has (or remove it there first)"
+        for interface in interfaces
+        for address in interface.addresses
+        if address.ip.ip == vip and not address.is_lease(vip)
+    ]
+    try:
+        chosen = _named(interfaces, name) if name else _holding(interfaces, vip)
+        problems += _unfit(chosen, vip)
+    except HostError as error:
+        raise HostError(*problems, *error.problems) from None
+    if problems:
+        raise HostError(*problems)
+    return Placement(interface=chosen.name, source=_primaries(chosen, vip)[0])
+
+
+def _named(interfaces: Sequence[Interface], name: str) -> Interface:
+    for interface in interfaces:
+        if interface.name == name:
+            return interface
+    known = ", ".join(interface.name for interface in interfaces)
+    raise HostError(f"interface {name} does not exist: set --interface to one of {known}")
+
+
+def _holding(interfaces: Sequence[Interface], vip: IPv4Address) -> Interface:
+    """Return the interface with the smallest subnet that holds the VIP."""
+    holding = [(subnet, interface) for interface in interfaces if (subnet := interface.subnet_of(vip))]
+    if not holding:
+        subnets = ", ".join(
+            f"{address.ip.network} on {interface.name}"
+            for interface in interfaces
+            for address in interface.addresses
+            if not address.ip.is_loopback and address.ip.network.prefixlen < _POINT_TO_POINT
+        )
+        raise HostError(
+            f"VIP {vip} is in no subnet of this host ({subnets or 'it has none'}): "
+            "take one that is, or say with --interface where it belongs"
+        )
+    smallest = max(subnet.prefixlen for subnet, _ in holding)
+    best = [interface for subnet, interface in holding if subnet.prefixlen == smallest]
+    if len(best) > 1:
+        names = ", ".join(interface.name for interface in best)
+        raise HostError(f"VIP {vip} is in the subnet of several interfaces: set --interface to one of {names}")
+    return best[0]
+
+
+def _primaries(interface: Interface, vip: IPv4Address) -> list[IPv4Address]:
+    return [each.ip.ip for each in interface.addresses if not each.secondary and not each.is_lease(vip)]
+
+
+def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
+    """Say what keeps the VIP from this interface."""
+    problems = []
+    if not interface.up:
+        problems.append(f"interface {interface.name} is down: ip link set dev {interface.name} up")
+    if not _primaries(interface, vip):
+        problems.append(
+            f"interface {interface.name} has no IPv4 address, and CARP needs one as its source: "
+            f"ip address add ADDRESS/PREFIX dev {interface.name}"
+        )
+    subnet = interface.subnet_of(vip)
+    if subnet and vip in (subnet.network_address, subnet.broadcast_address):
+        kind = "network" if vip == subnet.network_address else "broadcast"
+        problems.append(f"VIP {vip} is the {kind} address of {subnet} on {interface.name}: take another one")
+    return problems

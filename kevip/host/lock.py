@@ -1,0 +1,35 @@
+"""One kevip per VIP and host: two would not hear each other's adverts and would both be master."""
+
+import socket
+import struct
+from ipaddress import IPv4Address
+
+from kevip.errors import BusyError
+
+
+def take(vip: IPv4Address) -> socket.socket:
+    """Take the lock for this VIP; it lasts until the returned socket is closed, or the process ends.
+
+    An abstract Unix socket (unix(7)) belongs to the network namespace, so it also holds between containers on the
+    host's network, and the kernel frees it. Raises BusyError.
+    """
+    name = f"\0kevip/{vip}"
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(name)
+    except OSError:
+        lock.close()
+        raise BusyError(f"another kevip{_holder(name)} serves VIP {vip} on this host already: stop it first") from None
+    lock.listen()
+    return lock
+
+
+def _holder(name: str) -> str:
+    """Say which process holds a lock, if it can be told."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        try:
+            peer.connect(name)
+            pid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        except OSError:
+            return ""
+    return f" (process {pid})" if pid else ""
