@@ -1,0 +1,168 @@
+"""The settings of one VIP: parsed, checked all at once, and kept as a frozen value."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, Literal
+
+from kevip import log
+from kevip.errors import SettingsError
+from kevip.host import firewall
+
+_RESERVED = IPv4Network("240.0.0.0/4")
+_BOOLEANS = {
+    "true": True, "1": True, "yes": True, "on": True,
+    "false": False, "0": False, "no": False, "off": False,
+}  # fmt: skip
+
+RANGES = {"vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255)}
+"""The numbers that ucarp takes. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp."""
+
+
+def random_advskew() -> int:
+    """Choose a skew that differs between replicas, as a rule, and costs a takeover less than 0.3 s."""
+    return SystemRandom().randint(1, 25)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One VIP and how to serve it; raises SettingsError with every problem when built from values that do not fit.
+
+    ``advbase`` is in seconds, ``advskew`` in 1/256 of a second, ``dead_ratio`` in adverts missed (ucarp(8)).
+    """
+
+    vip: IPv4Address
+    target: IPv4Address
+    password: str = field(repr=False)
+    global_masquerade: bool = False
+    vip_id: int = 0
+    interface: str | None = None
+    advbase: int = 1
+    advskew: int = field(default_factory=random_advskew)
+    dead_ratio: int = 3
+    preempt: bool = False
+    broadcast: bool = False
+    iptables: firewall.Backend | Literal["auto"] = "auto"
+    run_dir: Path = Path("/run/kevip")
+    log_format: log.Format = "auto"
+    log_level: log.Level = "info"
+
+    def __post_init__(self) -> None:
+        if self.vip_id == 0:
+            object.__setattr__(self, "vip_id", int(self.vip) & 0xFF)
+        problems = list(_problems({each.name: getattr(self, each.name) for each in fields(self)}))
+        if problems:
+            raise SettingsError(*problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Stands in for a value that could not be parsed, so that all problems can be told at once."""
+
+    problem: str
+
+
+def load(given: Mapping[str, Any]) -> Config:
+    """Build a Config from parsed settings, None where one was not given; raises SettingsError with every problem."""
+    problems = [value.problem for value in given.values() if isinstance(value, Malformed)]
+    values = {name: value for name, value in given.items() if value is not None and not isinstance(value, Malformed)}
+    problems += [
+        f"{label(name)} is missing: set it to an IPv4 address" for name in ("vip", "target") if given.get(name) is None
+    ]
+    if not isinstance(given.get("password_file"), Malformed):
+        try:
+            values["password"] = _password(values.get("password"), values.pop("password_file", None))
+        except SettingsError as error:
+            problems += error.problems
+    problems += _problems(values)
+    if problems:
+        raise SettingsError(*problems)
+    return Config(**values)
+
+
+def label(name: str) -> str:
+    """Return how messages name a setting: its flag and its environment variable."""
+    return f"--{name.replace('_', '-')} ({name.upper()})"
+
+
+def _password(password: str | None, file: Path | None) -> str:
+    """Return the password from where it was given."""
+    if password is not None and file is not None:
+        raise SettingsError(f"{label('password')} and {label('password_file')} are both given: leave one of them out")
+    if file is None:
+        if password is None:
+            raise SettingsError(
+                f"{label('password')} is missing: set it, or {label('password_file')}, to what all replicas share"
+            )
+        return password
+    try:
+        text = file.read_bytes().decode(errors="surrogateescape")
+    except OSError as error:
+        raise SettingsError(f"{label('password_file')}: cannot read {file}: {error.strerror}") from None
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is wrong with the values that are there."""
+    for name in ("vip", "target"):
+        if (address := values.get(name)) and (kind := _unusable(address)):
+            yield f"{label(name)}: {address} is {kind}: set it to the address of a host"
+    vip, target = values.get("vip"), values.get("target")
+    if vip and vip == target:
+        yield f"{label('vip')} and {label('target')} are both {vip}: the VIP must be an address of its own"
+    if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
+        yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
+    if values.get("password") == "":
+        yield f"{label('password')} is empty: set it to what all replicas share"
+    for name, (least, most) in RANGES.items():
+        if (number := values.get(name)) is not None and not (
+            least <= number <= most or (name, number) == ("vip_id", 0)
+        ):
+            yield f"{label(name)}: {number} is not a whole number from {least} to {most}"
+
+
+def _unusable(address: IPv4Address) -> str | None:
+    """Say what kind of address this is, if no host can have it."""
+    kinds = {
+        "the unspecified address": int(address) >> 24 == 0,
+        "a loopback address": address.is_loopback,
+        "a multicast address": address.is_multicast,
+        "a reserved or broadcast address": address in _RESERVED,
+    }
+    return next((kind for kind, applies in kinds.items() if applies), None)
+
+
+def parse_ipv4(text: str) -> IPv4Address:
+    """Parse an IPv4 address; raises ValueError with a hint for what else it may be."""
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        pass
+    if ":" in text:
+        raise ValueError(f"{text!r} is not an IPv4 address (ucarp and kevip do not speak IPv6)")
+    if re.fullmatch(r"(?=.*[A-Za-z])[\w.-]+", text):
+        raise ValueError(f"{text!r} is a name, not an IPv4 address: getent ahostsv4 {text} shows its address")
+    raise ValueError(f"{text!r} is not an IPv4 address, such as 192.0.2.10")
+
+
+def parse_boolean(text: str) -> bool:
+    """Parse a switch; raises ValueError."""
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise ValueError(f"{text!r} is none of {', '.join(_BOOLEANS)}") from None
+
+
+def parse_number(name: str) -> Callable[[str], int]:
+    """Return the parser of a number in its range, which raises ValueError."""
+    least, most = RANGES[name]
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
