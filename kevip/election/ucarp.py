@@ -1,0 +1,187 @@
+"""The ucarp child: how it is called, what it says, and the socket over which its hooks ask for a takeover.
+
+ucarp (facts of version 1.5.2) calls ``vip-up`` or ``vip-down`` as ``SCRIPT INTERFACE VIP XPARAM`` and waits for it
+before it advertises, but discards its exit status. XPARAM is the number of a socket that the hook inherits through
+ucarp: the hook writes ``up`` or ``down`` and waits for an answer. The socket ends with either side, needs no path and
+no permissions, and belongs to this one child: a hook left over from an earlier child cannot speak for this one.
+"""
+
+import hashlib
+import os
+import re
+import socket
+from base64 import urlsafe_b64encode
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address
+from pathlib import Path
+from time import monotonic
+
+from kevip.errors import HostError
+from kevip.host import command
+
+HOOKS = Path(__file__).parent / "hooks"
+
+_KEY_LENGTH = 19
+"""Bytes that ucarp takes as a password; with one more it says "Password too long"."""
+
+
+class Hook(StrEnum):
+    """What a hook asks for."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidacy:
+    """What this host stands for election with. Times as in ucarp(8): seconds, 1/256 s, adverts."""
+
+    vip: IPv4Address
+    vip_id: int
+    interface: str
+    source: IPv4Address
+    password: str = field(repr=False)
+    advbase: int
+    advskew: int
+    dead_ratio: int
+    preempt: bool
+    broadcast: bool
+
+
+def argv(candidacy: Candidacy, *, password_fd: int, hook_fd: int) -> list[str]:
+    """Return ucarp's command line. It holds no secret: the password is read from a file descriptor."""
+    switches = {"--preempt": candidacy.preempt, "--nomcast": candidacy.broadcast}
+    return [
+        "ucarp",
+        f"--interface={candidacy.interface}",
+        f"--srcip={candidacy.source}",
+        f"--vhid={candidacy.vip_id}",
+        f"--addr={candidacy.vip}",
+        f"--passfile=/dev/fd/{password_fd}",
+        f"--advbase={candidacy.advbase}",
+        f"--advskew={candidacy.advskew}",
+        f"--deadratio={candidacy.dead_ratio}",
+        f"--upscript={HOOKS / 'vip-up'}",
+        f"--downscript={HOOKS / 'vip-down'}",
+        f"--xparam={hook_fd}",
+        "--facility=none",
+        "--shutdown",
+        *(switch for switch, wanted in switches.items() if wanted),
+    ]
+
+
+def key(password: str) -> bytes:
+    """Return what ucarp is given for a password.
+
+    Up to 19 bytes, the password itself, so that plain ucarp peers understand us. What ucarp cannot read (it is
+    longer, or has a line break or NUL inside) becomes 19 characters of its SHA-256 in URL-safe base64: 114 bits.
+    """
+    raw = os.fsencode(password)
+    if len(raw) <= _KEY_LENGTH and not set(raw) & set(b"\n\0"):
+        return raw
+    return urlsafe_b64encode(hashlib.sha256(raw).digest())[:_KEY_LENGTH]
+
+
+class Message(StrEnum):
+    """What a line of ucarp's means, for those that mean something to us."""
+
+    MASTER = "election.master"
+    BACKUP = "election.backup"
+    BAD_DIGEST = "election.bad_digest"
+    RIVAL = "election.rival"
+    YIELDED = "election.yielded"
+    PEER_LEFT = "election.peer_left"
+    PREEMPTED = "election.preempted"
+    HOOK_LOST = "election.hook_lost"
+    SPAWNING = "ucarp.spawning"
+    OTHER = "ucarp.message"
+
+
+_MESSAGES = (
+    ("Switching to state: MASTER", Message.MASTER),
+    ("Switching to state: BACKUP", Message.BACKUP),
+    ("Bad digest", Message.BAD_DIGEST),
+    ("Non-preferred master advertising", Message.RIVAL),
+    ("Preferred master advertised", Message.YIELDED),
+    ("Putting MASTER DOWN", Message.PEER_LEFT),
+    ("Putting MASTER down", Message.PREEMPTED),
+    ("Unable to spawn the script", Message.HOOK_LOST),
+    ("Unable to exec", Message.HOOK_LOST),
+    ("Spawning [", Message.SPAWNING),
+)
+
+
+def understand(line: str) -> tuple[Message, str]:
+    """Return what a line of ucarp's stderr means, and its text without time and urgency."""
+    text = re.sub(r"^\S+: (\[[A-Z]+\] )?", "", line.strip(), count=1)
+    return next((message for start, message in _MESSAGES if text.startswith(start)), Message.OTHER), text
+
+
+class Ucarp:
+    """A running ucarp. Killed by the kernel if this process dies.
+
+    ``channel`` carries the hooks' requests, ``stderr`` ucarp's lines, ``pidfd`` is readable when it has ended: the
+    daemon selects on all three.
+    """
+
+    def __init__(self, candidacy: Candidacy) -> None:
+        if not all(os.access(HOOKS / f"vip-{hook}", os.X_OK) for hook in Hook):
+            raise HostError(f"the hooks in {HOOKS} are not executable: install kevip again")
+        self.channel, theirs = socket.socketpair()
+        reader, writer = os.pipe()
+        with theirs, os.fdopen(reader, "rb"), os.fdopen(writer, "wb") as password:
+            password.write(key(candidacy.password) + b"\n")
+            password.close()
+            fds = (reader, theirs.fileno())
+            self._child = command.spawn(argv(candidacy, password_fd=fds[0], hook_fd=fds[1]), pass_fds=fds)
+        assert self._child.stderr is not None  # noqa: S101 - spawn makes it a pipe
+        self.pid = self._child.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.stderr = self._child.stderr.fileno()
+        os.set_blocking(self.stderr, False)
+        self._rest = b""
+        self._born = monotonic()
+
+    def age(self) -> float:
+        """Return for how many seconds this ucarp has run."""
+        return monotonic() - self._born
+
+    def hooks(self) -> list[Hook]:
+        """Return what hooks have asked for; each waits for an answer."""
+        return [Hook(line) for line in self.channel.recv(4096).decode().split()]
+
+    def answer(self) -> None:
+        """Let the waiting hook, and with it ucarp, go on."""
+        with suppress(OSError):  # both are gone: their end is an event of its own
+            self.channel.sendall(b"ok\n")
+
+    def lines(self) -> list[str]:
+        """Return the complete lines that ucarp has written."""
+        with suppress(BlockingIOError):
+            self._rest += os.read(self.stderr, 65536)
+        *lines, self._rest = self._rest.split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+    def is_frozen(self) -> bool:
+        """Whether ucarp was stopped (SIGSTOP, a debugger) and advertises nothing; state in proc(5)."""
+        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "Tt"
+
+    def terminate(self) -> None:
+        """Ask ucarp to run its down hook and end. Without a carrier it does not listen for up to 10 s."""
+        self._child.terminate()
+
+    def kill(self) -> None:
+        """End ucarp at once; it runs no hook and advertises no more."""
+        command.kill(self._child)
+
+    def close(self) -> int:
+        """Free what belongs to a ucarp that has ended, and return its exit status (negative: a signal)."""
+        status = self._child.wait()
+        os.close(self.pidfd)
+        self.channel.close()
+        if self._child.stderr:
+            self._child.stderr.close()
+        return status
