@@ -1,0 +1,5 @@
+"""Run as ``python -m kevip``."""
+
+from kevip.cli import main
+
+main()
