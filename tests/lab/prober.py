@@ -1,0 +1,56 @@
+"""A client that keeps connecting, as a program: ``python -m lab.prober ADDRESS PORT INTERVAL``.
+
+Opens a connection every INTERVAL seconds, reads the source address that the server saw, and closes it. Prints "ready"
+after the first success; when its stdin ends, prints as JSON what it saw.
+"""
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+
+TIMEOUT = 0.5
+"""Seconds after which a connect has failed: less than TCP's first retransmission (1 s)."""
+
+
+class _Prober:
+    def __init__(self, address: str, port: int, interval: float) -> None:
+        self._address, self._port, self._interval = address, port, interval
+        self._failed = 0
+        self._successes: list[float] = []
+        self._sources: set[str] = set()
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        await self._connect()
+        self._failed = 0
+        print("ready", flush=True)  # noqa: T201 - the protocol with whoever started this
+        ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        begin, tried = time.monotonic(), 0
+        while not ended.done():
+            task = asyncio.create_task(self._connect())
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+            tried += 1
+            await asyncio.sleep(max(0.0, begin + tried * self._interval - time.monotonic()))
+        await asyncio.gather(*self._open)
+        times = [begin, *(each for each in sorted(self._successes) if each > begin)]
+        gap = max((later - earlier for earlier, later in itertools.pairwise(times)), default=float("inf"))
+        report = {"tried": tried, "failed": self._failed, "longest_gap": gap, "sources": sorted(self._sources)}
+        print(json.dumps(report))  # noqa: T201 - the answer
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                reader, writer = await asyncio.open_connection(self._address, self._port)
+                line = await reader.readline()
+                writer.close()
+            self._sources.add(line.decode().split()[0])
+            self._successes.append(time.monotonic())
+        except (OSError, TimeoutError, IndexError):
+            self._failed += 1
+
+
+if __name__ == "__main__":
+    asyncio.run(_Prober(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])).run())

@@ -1,0 +1,141 @@
+"""A real kevip daemon on a node: started, watched through its log and state file, ended."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lab.network import TARGET, VIP, Namespace, eventually
+
+PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
+
+
+class Replica:
+    """A kevip in a node; starts at once. ``settings`` are flags by name, True for a switch, None to leave one out."""
+
+    def __init__(self, node: Namespace, *, env: dict[str, str] | None = None, **settings: Any) -> None:
+        self.node = node
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{node.name}-"))
+        settings = {
+            "vip": VIP, "target": TARGET, "password": PASSWORD, "run_dir": self.directory / "run", **settings,
+        }  # fmt: skip
+        self.vip = str(settings["vip"])
+        self.run_dir = Path(settings["run_dir"])
+        self._log = self.directory / "log"
+        with self._log.open("w") as log:
+            self.process = node.popen(
+                sys.executable,
+                "-m",
+                "kevip",
+                *flags(settings),
+                stderr=log,
+                env={"PATH": os.environ["PATH"]} | (env or {}),
+            )
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return the log's events, or those of one name."""
+        lines = [line for line in self._log.read_text().splitlines() if line.startswith("{")]
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if name in (None, event["event"])]
+
+    def log(self) -> str:
+        """Return all that the daemon wrote to stderr."""
+        return self._log.read_text()
+
+    def logged(self, name: str, *, times: int = 1, within: float = 20.0) -> dict[str, Any]:
+        """Wait until an event was logged so many times and return the last one."""
+        events: list[dict[str, Any]] = eventually(
+            lambda: found if len(found := self.events(name)) >= times else None, within=within, what=f"{name} in log"
+        )
+        return events[-1]
+
+    def role(self) -> str | None:
+        """Return the role that the state file says, None without one."""
+        try:
+            return str(json.loads((self.run_dir / f"{self.vip}.json").read_text())["role"])
+        except FileNotFoundError:
+            return None
+
+    def ready(self) -> "Replica":
+        """Wait until the replica takes part in the election."""
+        eventually(lambda: self.role() in {"backup", "master"}, what=f"{self.node.name} is in the election")
+        return self
+
+    def master(self, within: float = 20.0) -> "Replica":
+        """Wait until the replica is master and has the VIP."""
+        eventually(lambda: self.role() == "master" and self.node.has(self.vip), within=within, what="is master")
+        return self
+
+    def ucarp(self) -> int:
+        """Return the process id of the daemon's ucarp; raises LookupError."""
+        for pid in _children(self.process.pid):
+            if _command(pid).startswith("ucarp\0"):
+                return pid
+        raise LookupError("no ucarp")
+
+    def kill(self) -> None:
+        """End daemon, ucarp and hooks with SIGKILL, if they run."""
+        pids = [self.process.pid, *_children(self.process.pid)]
+        if self.process.poll() is None:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+
+    def remove(self) -> None:
+        """Remove the replica's files."""
+        shutil.rmtree(self.directory)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, within: float = 10.0) -> tuple[int, float]:
+        """Stop the daemon by a signal; return its exit status and the seconds that it took."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(within), time.monotonic() - begin
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Return settings as flags."""
+    names = {name: f"--{name.replace('_', '-')}" for name in settings}
+    return [
+        names[name] if value is True else f"{names[name]}={value}"
+        for name, value in settings.items()
+        if value is not None
+    ]
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and theirs."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def invoke(node: Namespace, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run kevip to its end on a node; for what it refuses."""
+    return subprocess.run(
+        node.command(sys.executable, "-m", "kevip", *arguments),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={"PATH": os.environ["PATH"]} | (env or {}),
+    )

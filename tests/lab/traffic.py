@@ -1,0 +1,112 @@
+"""Traffic through the VIP: single questions, and a prober that connects all the time and measures what it missed."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lab.network import TARGET, Namespace
+
+PORT = 7000
+
+
+@contextmanager
+def server(host: Namespace, address: str = TARGET, port: int = PORT) -> Iterator[None]:
+    """Run the server that tells the source address on a host."""
+    with _program(host, "lab.server", address, str(port)) as program:
+        assert program.stdout.readline() == "ready\n"
+        yield
+
+
+@contextmanager
+def _program(host: Namespace, module: str, *arguments: str) -> Iterator[Any]:
+    program: Any = host.popen(
+        sys.executable,
+        "-m",
+        module,
+        *arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,  # a terminal's Ctrl-C is not for it
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.wait()
+        program.stdin.close()
+        program.stdout.close()
+
+
+def tcp_source(host: Namespace, vip: str, port: int = PORT, timeout: float = 2.0) -> str:
+    """Connect from a host and return the source address that the server saw; raises OSError."""
+    with host.entered():
+        connection = socket.create_connection((vip, port), timeout=timeout)
+    with connection, connection.makefile() as lines:
+        return lines.readline().split()[0]
+
+
+def udp_source(host: Namespace, vip: str, port: int = PORT, timeout: float = 2.0) -> str:
+    """Send a datagram from a host and return the source address that the server saw; raises OSError."""
+    with host.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender:
+        sender.settimeout(timeout)
+        sender.connect((vip, port))
+        sender.send(b"?")
+        return sender.recv(100).decode().split()[0]
+
+
+def answers(host: Namespace, vip: str) -> bool:
+    """Whether a TCP connection from a host through the VIP works now."""
+    try:
+        return bool(tcp_source(host, vip, timeout=0.5))
+    except OSError:
+        return False
+
+
+def pings(host: Namespace, vip: str) -> bool:
+    """Whether an ICMP echo from a host to the VIP is answered."""
+    return (
+        subprocess.run(
+            host.command("ping", "-n", "-c", "1", "-W", "1", vip), stdout=subprocess.DEVNULL, check=False
+        ).returncode
+        == 0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the prober saw: connects tried and failed, longest time in seconds without a success, and sources seen."""
+
+    tried: int
+    failed: int
+    longest_gap: float
+    sources: list[str]
+
+
+class Probe:
+    """A running prober; a context manager. ``report`` ends it."""
+
+    def __init__(self, host: Namespace, vip: str, *, interval: float = 0.005) -> None:
+        self._context = _program(host, "lab.prober", vip, str(PORT), str(interval))
+
+    def __enter__(self) -> Self:
+        self._program = self._context.__enter__()
+        assert self._program.stdout.readline() == "ready\n"
+        return self
+
+    def report(self) -> Report:
+        """End the prober and return what it saw."""
+        output, _ = self._program.communicate(timeout=30)
+        return Report(**json.loads(output))
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(None, None, None)

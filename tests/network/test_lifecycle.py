@@ -1,0 +1,295 @@
+"""Start, stop, crash and failure of one daemon, and what it leaves on the host: nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab.network import LAN, TARGET, VIP, Namespace, Network, eventually
+from lab.replica import PASSWORD, Replica
+from lab.traffic import answers, tcp_source
+
+Start = Callable[..., Replica]
+
+
+def whole_state(node: Namespace) -> tuple[object, ...]:
+    """Return rules, addresses and processes of a host."""
+    return node.rules(), node.addresses(), node.pids()
+
+
+def add_foreign(node: Namespace) -> None:
+    """Add rules and an address of somebody else's."""
+    for backend in ("nft", "legacy"):
+        node.iptables("-t", "nat", "-A", "POSTROUTING", "-s", "10.9.0.0/16", "-j", "MASQUERADE", backend=backend)
+        node.iptables("-A", "FORWARD", "-d", VIP, "-j", "ACCEPT", backend=backend)
+    node.run("ip", "address", "add", f"{LAN}.10/32", "dev", "eth0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_stop_leaves_the_host_as_it_was(network: Network, start: Start, number: signal.Signals, backend: str) -> None:
+    node = network.nodes[0]
+    add_foreign(node)
+    before = whole_state(node)
+    replica = start(node, iptables=backend).master()
+    assert whole_state(node) != before
+    status, seconds = replica.stop(number)
+    assert status == 0
+    assert seconds < 5
+    assert whole_state(node) == before
+    assert not replica.run_dir.exists()
+
+
+def test_a_backup_stops_as_cleanly(network: Network, start: Start) -> None:
+    start(network.nodes[1], advskew=1).master()
+    before = whole_state(network.nodes[0])
+    assert start(network.nodes[0], advskew=9).ready().stop()[0] == 0
+    assert whole_state(network.nodes[0]) == before
+
+
+def test_a_hangup_does_not_end_the_daemon(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    replica.process.send_signal(signal.SIGHUP)
+    replica.logged("signal.ignored")
+    assert tcp_source(network.client, VIP) == VIP
+
+
+def test_ten_starts_and_stops_leave_no_trace(network: Network, start: Start) -> None:
+    node = network.nodes[0]
+    add_foreign(node)
+    before = whole_state(node)
+    for number in range(10):
+        replica = start(node)
+        if number % 2:
+            replica.ready()
+        else:
+            replica.logged("daemon.started")
+        assert replica.stop()[0] == 0
+        assert whole_state(node) == before
+
+
+def test_a_stop_during_the_takeover_leaves_no_trace(network: Network, start: Start) -> None:
+    node = network.nodes[0]
+    before = whole_state(node)
+    replica = start(node)
+    replica.logged("election.master")
+    assert replica.stop()[0] == 0
+    assert whole_state(node) == before
+
+
+def test_without_a_carrier_it_still_stops_in_time(network: Network, start: Start) -> None:
+    node = network.nodes[0]
+    before = whole_state(node)
+    replica = start(node).master()
+    network.set_carrier(node, on=False)
+    replica.logged("release.done")
+    status, seconds = replica.stop()
+    assert (status, seconds < 5) == (0, True)
+    assert whole_state(node) == before
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_after_sigkill_the_kernel_removes_the_vip_and_the_next_start_the_rest(
+    network: Network, start: Start, backend: str
+) -> None:
+    node = network.nodes[0]
+    add_foreign(node)
+    before = whole_state(node)
+    start(node, iptables=backend).master().kill()
+    assert node.has(VIP)
+    eventually(lambda: not node.has(VIP), within=12, what="the kernel removes the VIP")
+    assert node.rules() != before[0]
+    again = start(node, iptables=backend)
+    assert again.logged("leftovers.removed")["what"] == [f"rules in iptables-{backend}"]
+    assert node.rules() == before[0]
+    again.master()
+    assert tcp_source(network.client, VIP) == VIP
+    again.stop()
+    assert whole_state(node) == before
+
+
+def test_a_start_right_after_sigkill_removes_address_and_rules(network: Network, start: Start) -> None:
+    """Also rules that are in the other back end."""
+    start(network.nodes[0], iptables="legacy").master().kill()
+    again = start(network.nodes[0], iptables="nft")
+    assert again.logged("leftovers.removed")["what"] == ["address on eth0", "rules in iptables-legacy"]
+    again.master()
+    assert not any("KEVIP" in line for line in network.nodes[0].rules()["legacy"])
+
+
+def test_ucarp_and_hooks_end_with_a_killed_daemon(network: Network, start: Start) -> None:
+    before = network.nodes[0].pids()
+    replica = start(network.nodes[0]).master()
+    replica.process.kill()
+    eventually(lambda: network.nodes[0].pids() == before, what="ucarp ends")
+
+
+def test_the_death_of_ucarp_releases_the_vip_and_starts_it_again(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    os.kill(replica.ucarp(), signal.SIGKILL)
+    assert replica.logged("ucarp.exited", within=3)["status"] == -signal.SIGKILL
+    eventually(lambda: not network.holders(), within=3, what="the VIP is released")
+    replica.master()
+    assert tcp_source(network.client, VIP) == VIP
+
+
+def test_the_lease_outlives_its_length_while_master(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    end = time.monotonic() + 9  # one and a half leases
+    while time.monotonic() < end:
+        assert replica.node.has(VIP)
+        time.sleep(0.05)
+
+
+def test_a_stopped_ucarp_does_not_keep_the_vip(network: Network, start: Start) -> None:
+    """It advertises nothing, so a peer takes over; the lease must end here."""
+    old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=9).ready()
+    os.kill(old.ucarp(), signal.SIGSTOP)
+    new.master()
+    eventually(lambda: network.holders() == [new.node], what="the lease of the frozen master ends")
+    assert old.logged("lease.withheld")
+    assert tcp_source(network.client, VIP) == VIP
+    os.kill(old.ucarp(), signal.SIGCONT)
+    eventually(lambda: len(network.holders()) == 1 and answers(network.client, VIP), what="one master again")
+
+
+def test_a_daemon_that_hangs_is_not_elected(network: Network, start: Start) -> None:
+    """Its hook ends ucarp when no answer comes, so nothing is advertised that does not work."""
+    hung, other = start(network.nodes[0], advskew=1).ready(), start(network.nodes[1], advskew=25)
+    ucarp = hung.ucarp()
+    hung.process.send_signal(signal.SIGSTOP)
+    other.master()
+    eventually(lambda: not Path(f"/proc/{ucarp}").exists() or _zombie(ucarp), what="the hook ends ucarp")
+    assert network.holders() == [other.node]
+    hung.process.send_signal(signal.SIGCONT)
+    hung.logged("ucarp.exited")
+    eventually(lambda: hung.role() == "backup", what="it is back in the election")
+    assert network.holders() == [other.node]
+
+
+def _zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_hooks_that_run_twice_change_nothing(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    serving = network.nodes[0].rules(), network.nodes[0].addresses()
+    for _ in range(2):
+        _call_hook(replica, "vip-up")
+        assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
+    for _ in range(2):
+        _call_hook(replica, "vip-down")
+        eventually(lambda: not network.holders(), what="the VIP is released")
+    assert not any("KEVIP" in line for line in network.nodes[0].rules()["nft"])
+    _call_hook(replica, "vip-up")
+    assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
+    assert tcp_source(network.client, VIP) == VIP
+
+
+def _call_hook(replica: Replica, name: str) -> None:
+    """Run a hook as ucarp does: with ucarp's end of the socket."""
+    ucarp = replica.ucarp()
+    argv = Path(f"/proc/{ucarp}/cmdline").read_text().split("\0")
+    options = dict(option.removeprefix("--").split("=", 1) for option in argv if "=" in option)
+    pidfd = os.pidfd_open(ucarp)
+    fd = _pidfd_getfd(pidfd, int(options["xparam"]))
+    try:
+        script = Path(options["upscript"]).with_name(name)
+        subprocess.run([script, "eth0", VIP, str(fd)], pass_fds=[fd], check=True, timeout=10)
+    finally:
+        os.close(fd)
+        os.close(pidfd)
+
+
+def _pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Copy a file descriptor of another process (pidfd_getfd(2), number 438 on all architectures)."""
+    import ctypes  # noqa: PLC0415 - for this alone
+
+    copied = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, fd, 0)
+    assert copied >= 0, os.strerror(ctypes.get_errno())
+    return int(copied)
+
+
+def test_a_takeover_that_fails_is_undone_told_and_tried_again(network: Network, start: Start, tmp_path: Path) -> None:
+    """While it fails, nothing is advertised: a peer with a worse skew is master."""
+    flaw = tmp_path / "flaw"
+    wrapper = tmp_path / "iptables-nft-restore"
+    wrapper.write_text(
+        f'#!/bin/sh\n[ ! -e {flaw} ] || {{ echo "no nat table" >&2; exit 4; }}\nexec /usr/sbin/${{0##*/}} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    node = network.nodes[0]
+    before = node.rules()["nft"], node.addresses()
+    flaw.touch()
+    broken = start(node, advskew=1, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert "exit status 4: no nat table" in broken.logged("takeover.failed")["error"]
+    broken.logged("election.resigned")
+    assert broken.logged("ucarp.exited")["retry_seconds"] == 1
+    assert broken.logged("ucarp.exited", times=2)["retry_seconds"] == 2
+    assert (node.rules()["nft"], node.addresses()) == before
+    other = start(network.nodes[1], advskew=200).master()
+    assert network.holders() == [other.node]
+    other.stop()
+    flaw.unlink()
+    broken.master(within=30)
+    assert tcp_source(network.client, VIP) == VIP
+
+
+def test_only_one_kevip_per_vip_and_host(network: Network, start: Start) -> None:
+    first = start(network.nodes[0]).master()
+    second = start(network.nodes[0])
+    assert second.process.wait(10) == 4
+    assert second.log() == (
+        f"kevip: another kevip (process {first.process.pid}) serves VIP {VIP} on this host already: stop it first\n"
+    )
+    assert tcp_source(network.client, VIP) == VIP
+
+
+def test_forwarding_is_switched_on_and_said(network: Network, start: Start) -> None:
+    assert network.nodes[0].sysctl("net.ipv4.ip_forward") == "0"
+    replica = start(network.nodes[0])
+    assert replica.logged("forwarding.enabled")["sysctl"] == "net.ipv4.ip_forward"
+    assert network.nodes[0].sysctl("net.ipv4.ip_forward") == "1"
+
+
+def test_the_password_is_seen_nowhere(network: Network, start: Start) -> None:
+    """Not in a command line, also not the daemon's own; not in a child's environment, a log or a runtime file."""
+    replicas = [
+        start(network.nodes[0], log_level="debug"),
+        start(network.nodes[1], log_level="debug", password=None, env={"PASSWORD": PASSWORD}),
+    ]
+    for replica in replicas:
+        replica.ready()
+        assert len(replica.node.pids()) >= 2
+        for pid in replica.node.pids():
+            assert PASSWORD not in Path(f"/proc/{pid}/cmdline").read_text()
+        for pid in replica.node.pids() - {replica.process.pid}:
+            assert PASSWORD not in Path(f"/proc/{pid}/environ").read_text()
+    eventually(network.holders, what="there is a master")
+    for replica in replicas:
+        files = [path for path in replica.directory.rglob("*") if path.is_file()]
+        assert len(files) == 2
+        assert not [file for file in files if PASSWORD in file.read_text()]
+
+
+def test_the_state_file_says_the_role_and_is_private(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    state = json.loads((replica.run_dir / f"{VIP}.json").read_text())
+    assert (state["vip"], state["pid"], state["role"]) == (VIP, replica.process.pid, "master")
+    assert replica.run_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_take_the_vip(network: Network, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "kevip", f"--vip={VIP}", f"--target={TARGET}", f"--run-dir={tmp_path / 'run'}"]
+    reader, writer = os.pipe()
+    daemon = network.nodes[0].popen(*argv, env={"PASSWORD": PASSWORD}, stderr=writer)
+    os.close(reader)
+    os.close(writer)
+    eventually(lambda: answers(network.client, VIP), what="the VIP serves")
+    daemon.terminate()
+    assert daemon.wait(10) == 0

@@ -1,0 +1,241 @@
+"""The settings: from flags, from variables, from both; what is refused, and that all of it is told at once."""
+
+import string
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kevip import cli
+from kevip.config import RANGES, Config
+from kevip.errors import SettingsError
+
+GOOD = {"vip": "10.0.0.100", "target": "192.0.2.9", "password": "secret"}
+
+
+def read(flags: dict[str, str], env: dict[str, str]) -> Config:
+    """Return the Config that the command line makes of flags and variables."""
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    return run(arguments, env)
+
+
+def run(arguments: list[str], env: dict[str, str]) -> Config:
+    """Return the Config that the command line makes of arguments and variables."""
+    with (
+        mock.patch.dict("os.environ", {name.upper(): value for name, value in env.items()}, clear=True),
+        mock.patch.object(cli, "_serve") as serve,
+        mock.patch("kevip.host.kernel.hide_argument"),
+    ):
+        cli.cli.main(arguments, standalone_mode=False, prog_name="kevip")
+        config: Config = serve.call_args.args[0]
+        return config
+
+
+def problems(flags: dict[str, str] | None = None, env: dict[str, str] | None = None) -> list[str]:
+    """Return what the settings are refused with."""
+    with pytest.raises(SettingsError) as caught:
+        read(flags or {}, env or {})
+    return list(caught.value.problems)
+
+
+usable = (
+    st.integers(min_value=1 << 24, max_value=(224 << 24) - 1)
+    .map(IPv4Address)
+    .filter(lambda address: not address.is_loopback and int(address) & 0xFF)
+)
+passwords = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40)
+settings = st.fixed_dictionaries(
+    {"vip": usable.map(str), "target": usable.map(str), "password": passwords},
+    optional={
+        **{name: st.integers(*limits).map(str) for name, limits in RANGES.items()},
+        "interface": st.text(string.ascii_lowercase, min_size=1, max_size=15),
+        "iptables": st.sampled_from(["auto", "nft", "legacy"]),
+        "run_dir": st.just("/tmp/x"),  # noqa: S108 - only parsed
+        "log_format": st.sampled_from(["auto", "json", "text"]),
+        "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
+    },
+).filter(lambda each: each["vip"] != each["target"])
+
+
+@given(settings, st.randoms())
+def test_settings_mean_the_same_as_flags_as_variables_and_mixed(values: dict[str, str], random: Any) -> None:
+    values.setdefault("advskew", "7")  # the default is random
+    mixed = {name for name in values if random.random() < 0.5}
+    as_flags = read(values, {})
+    assert as_flags == read({}, values)
+    assert as_flags == read(
+        {name: values[name] for name in values if name in mixed},
+        {name: values[name] for name in values if name not in mixed},
+    )
+
+
+@given(settings, settings)
+def test_a_flag_wins_over_its_variable(flags: dict[str, str], env: dict[str, str]) -> None:
+    config = read(flags, env)
+    assert {name: str(getattr(config, name)) for name in flags} == flags
+
+
+@given(st.dictionaries(st.sampled_from([*GOOD, *RANGES, "iptables", "preempt", "log_level"]), st.text().filter(bool)))
+def test_any_nonsense_is_refused_with_problems_of_one_line_each(env: dict[str, str]) -> None:
+    flawed = {"vip": "not an address"} | {name: value.replace("\0", "") for name, value in env.items()}
+    found = problems({"target": "nor this"}, flawed)
+    assert all(problem and "\n" not in problem for problem in found)
+
+
+@given(settings)
+def test_the_password_is_not_in_the_representation_of_the_settings(values: dict[str, str]) -> None:
+    values["password"] = f"\N{SNOWMAN}{values['password']}\N{SNOWMAN}"
+    assert values["password"] not in repr(read(values, {}))
+
+
+def test_defaults() -> None:
+    config = read(GOOD, {})
+    assert 1 <= config.advskew <= 25
+    assert config == Config(
+        vip=IPv4Address("10.0.0.100"),
+        target=IPv4Address("192.0.2.9"),
+        password="secret",  # noqa: S106
+        global_masquerade=False,
+        vip_id=100,
+        interface=None,
+        advbase=1,
+        advskew=config.advskew,
+        dead_ratio=3,
+        preempt=False,
+        broadcast=False,
+        iptables="auto",
+        run_dir=Path("/run/kevip"),
+        log_format="auto",
+        log_level="info",
+    )
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    config = read(GOOD, {"vip_id": "", "interface": "", "global_masquerade": "", "password_file": "", "advskew": ""})
+    assert (config.vip_id, config.interface, config.global_masquerade) == (100, None, False)
+
+
+@pytest.mark.parametrize("name", ["global_masquerade", "preempt", "broadcast"])
+@pytest.mark.parametrize(("text", "value"), [
+    ("true", True), ("1", True), ("YES", True), ("On", True),
+    ("false", False), ("0", False), ("No", False), ("OFF", False),
+])  # fmt: skip
+def test_a_switch_takes_eight_words_in_any_case(name: str, text: str, value: bool) -> None:
+    assert getattr(read(GOOD, {name: text}), name) is value
+
+
+@pytest.mark.parametrize("text", ["y", "t", "2", "enabled", " true", "TRÜE"])
+def test_a_switch_takes_no_other_word(text: str) -> None:
+    assert problems(GOOD, {"preempt": text}) == [
+        f"--preempt (PREEMPT): {text!r} is none of true, 1, yes, on, false, 0, no, off"
+    ]
+
+
+def test_a_switch_can_be_switched_off_by_flag() -> None:
+    flags = [f"--{name}={value}" for name, value in GOOD.items()]
+    config = run([*flags, "--no-preempt", "--broadcast"], {"preempt": "yes", "broadcast": "no"})
+    assert (config.preempt, config.broadcast) == (False, True)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    env = {
+        "vip": "10.0.0.256",
+        "password": "x",
+        "password_file": str(tmp_path / "none"),
+        "vip_id": "256",
+        "advbase": "0",
+        "dead_ratio": "x",
+        "iptables": "bpf",
+        "global_masquerade": "maybe",
+    }
+    assert problems({}, env) == [
+        "--vip (VIP): '10.0.0.256' is not an IPv4 address, such as 192.0.2.10",
+        "--global-masquerade (GLOBAL_MASQUERADE): 'maybe' is none of true, 1, yes, on, false, 0, no, off",
+        "--vip-id (VIP_ID): '256' is not a whole number from 1 to 255",
+        "--advbase (ADVBASE): '0' is not a whole number from 1 to 255",
+        "--dead-ratio (DEAD_RATIO): 'x' is not a whole number from 1 to 255",
+        "--iptables (IPTABLES): 'bpf' is none of auto, nft, legacy",
+        "--target (TARGET) is missing: set it to an IPv4 address",
+        "--password (PASSWORD) and --password-file (PASSWORD_FILE) are both given: leave one of them out",
+    ]
+
+
+def test_nothing_given() -> None:
+    assert problems() == [
+        "--vip (VIP) is missing: set it to an IPv4 address",
+        "--target (TARGET) is missing: set it to an IPv4 address",
+        "--password (PASSWORD) is missing: set it, or --password-file (PASSWORD_FILE), to what all replicas share",
+    ]
+
+
+@pytest.mark.parametrize(("flags", "problem"), [
+    ({"target": "db.example"},
+     "--target (TARGET): 'db.example' is a name, not an IPv4 address: getent ahostsv4 db.example shows its address"),
+    ({"target": "2001:db8::1"},
+     "--target (TARGET): '2001:db8::1' is not an IPv4 address (ucarp and kevip do not speak IPv6)"),
+    ({"vip": ""}, "--vip (VIP): '' is not an IPv4 address, such as 192.0.2.10"),
+    ({"vip": "10.0.0.100/24"}, "--vip (VIP): '10.0.0.100/24' is not an IPv4 address, such as 192.0.2.10"),
+    ({"vip": "192.0.2.9"},
+     "--vip (VIP) and --target (TARGET) are both 192.0.2.9: the VIP must be an address of its own"),
+    ({"vip": "224.0.0.18"}, "--vip (VIP): 224.0.0.18 is a multicast address: set it to the address of a host"),
+    ({"vip": "127.0.0.2"}, "--vip (VIP): 127.0.0.2 is a loopback address: set it to the address of a host"),
+    ({"vip": "255.255.255.255"},
+     "--vip (VIP): 255.255.255.255 is a reserved or broadcast address: set it to the address of a host"),
+    ({"target": "127.0.0.1"}, "--target (TARGET): 127.0.0.1 is a loopback address: set it to the address of a host"),
+    ({"vip": "10.1.0.0"},
+     "--vip-id (VIP_ID) is missing: VIP 10.1.0.0 ends in .0, which is no valid id; set one from 1 to 255"),
+    ({"vip_id": "0"}, "--vip-id (VIP_ID): '0' is not a whole number from 1 to 255"),
+    ({"advskew": "255"}, "--advskew (ADVSKEW): '255' is not a whole number from 0 to 254"),
+    ({"advskew": "-1"}, "--advskew (ADVSKEW): '-1' is not a whole number from 0 to 254"),
+    ({"dead_ratio": "٣"}, "--dead-ratio (DEAD_RATIO): '٣' is not a whole number from 1 to 255"),
+    ({"password": ""}, "--password (PASSWORD) is empty: set it to what all replicas share"),
+    ({"log_level": "loud"}, "--log-level (LOG_LEVEL): 'loud' is none of debug, info, warning, error"),
+    ({"run_dir": ""}, "--run-dir (RUN_DIR): '' is not a path"),
+])  # fmt: skip
+def test_refuses(flags: dict[str, str], problem: str) -> None:
+    assert problems(GOOD | flags) == [problem]
+
+
+def test_refuses_an_unspecified_vip_once_for_each_reason() -> None:
+    assert problems(GOOD | {"vip": "0.0.0.0"}) == [  # noqa: S104 - refused
+        "--vip (VIP): 0.0.0.0 is the unspecified address: set it to the address of a host",
+        "--vip-id (VIP_ID) is missing: VIP 0.0.0.0 ends in .0, which is no valid id; set one from 1 to 255",
+    ]
+
+
+def test_a_vip_that_ends_in_zero_is_fine_with_an_id() -> None:
+    assert read(GOOD | {"vip": "10.1.0.0", "vip_id": "7"}, {}).vip_id == 7
+
+
+@pytest.mark.parametrize(("content", "password"), [
+    (b"secret\n", "secret"), (b"secret", "secret"), (b"secret\r\n", "secret"), (b"secret\n\n", "secret\n"),
+    (b" a b ", " a b "), (b"\xff", "\udcff"),
+])  # fmt: skip
+def test_a_password_file_loses_one_trailing_line_break(tmp_path: Path, content: bytes, password: str) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(content)
+    del (flags := dict(GOOD))["password"]
+    assert read(flags | {"password_file": str(file)}, {}).password == password
+
+
+def test_refuses_a_password_file_that_cannot_be_read(tmp_path: Path) -> None:
+    del (flags := dict(GOOD))["password"]
+    assert problems(flags | {"password_file": str(tmp_path)}) == [
+        f"--password-file (PASSWORD_FILE): cannot read {tmp_path}: Is a directory"
+    ]
+
+
+def test_a_config_cannot_be_built_from_values_that_do_not_fit() -> None:
+    with pytest.raises(SettingsError, match="256 is not a whole number"):
+        Config(vip=IPv4Address("10.0.0.1"), target=IPv4Address("10.0.0.2"), password="x", vip_id=256)  # noqa: S106
+
+
+@pytest.mark.parametrize("arguments", [["--vipp=1"], ["serve"], ["--vip"]])
+def test_an_unknown_argument_is_a_usage_error(arguments: list[str]) -> None:
+    with pytest.raises(click.UsageError):
+        run(arguments, {})
