@@ -1,0 +1,160 @@
+"""CARP adverts as ucarp 1.5.2 sends and takes them: built, parsed and verified, without a socket.
+
+An advert is an IPv4 packet of protocol 112 with TTL 255, to 224.0.0.18. Its 36 bytes of payload are, in network order:
+version 2 and type 1 in one byte, vhid, advskew, authlen 7, a zero, advbase, checksum (RFC 1071), a 64-bit counter, and
+an HMAC-SHA1 over version, type, vhid, VIP and counter, keyed with the password. advbase and advskew are not covered by
+it, and ucarp does not look at the counter: whoever is on the network can replay adverts, and change their timing.
+"""
+
+import hmac
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from kevip.errors import KevipError
+
+GROUP = IPv4Address("224.0.0.18")
+PROTOCOL = 112
+TTL = 255
+
+_VERSION, _TYPE, _AUTHLEN = 2, 1, 7
+_PAYLOAD = struct.Struct("!BBBBBBHQ20s")
+_IP = struct.Struct("!BBHHHBBH4s4s")
+_LOW_DELAY, _DONT_FRAGMENT = 0x10, 0x4000
+_MAX_BYTE = 255
+
+
+class BadAdvertError(KevipError):
+    """A packet that is no valid advert, though it may be meant for our group.
+
+    ``reason`` is one word for it: truncated, malformed, version (VRRP shares the protocol number), ttl (it came through
+    a router), checksum, or digest (another password or VIP). ``source`` is its sender, if that can be told.
+    """
+
+    def __init__(self, reason: str, source: IPv4Address | None = None) -> None:
+        super().__init__(f"bad advert: {reason}")
+        self.reason = reason
+        self.source = source
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Interval:
+    """How often somebody advertises: seconds, and 1/256 s. The smaller one is preferred."""
+
+    advbase: int
+    advskew: int
+
+    @property
+    def seconds(self) -> float:
+        """The interval as seconds."""
+        return self.advbase + self.advskew / 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What the members of a group share: the id, the VIP, and the key made from the password."""
+
+    vhid: int
+    vip: IPv4Address
+    key: bytes
+
+    def digest(self, counter: int) -> bytes:
+        """Return the HMAC of an advert."""
+        message = struct.pack("!BBB4sQ", _VERSION, _TYPE, self.vhid, self.vip.packed, counter)
+        return hmac.digest(self.key, message, "sha1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advert:
+    """A verified advert."""
+
+    source: IPv4Address
+    interval: Interval
+    counter: int
+
+
+def build(group: Group, advert: Advert) -> bytes:
+    """Return an advert as an IPv4 packet."""
+    body = _payload(group, advert, 0)
+    body = _payload(group, advert, checksum(body))
+    addresses = advert.source.packed, GROUP.packed
+    length, identity = _IP.size + len(body), advert.counter & 0xFFFF
+    head = (0x45, _LOW_DELAY, length, identity, _DONT_FRAGMENT, TTL, PROTOCOL)
+    return _IP.pack(*head, checksum(_IP.pack(*head, 0, *addresses)), *addresses) + body
+
+
+def _payload(group: Group, advert: Advert, total: int) -> bytes:
+    interval, counter = advert.interval, advert.counter
+    kind = _VERSION << 4 | _TYPE
+    return _PAYLOAD.pack(
+        kind, group.vhid, interval.advskew, _AUTHLEN, 0, interval.advbase, total, counter, group.digest(counter)
+    )
+
+
+def parse(group: Group, packet: bytes) -> Advert | None:
+    """Return the advert in an IPv4 packet, None if it is of another group; raises BadAdvertError and nothing else."""
+    source, target, ttl, start = _parse_ip(packet)
+    body = packet[start:]
+    if target != GROUP or body[1:2] not in (b"", group.vhid.to_bytes()):
+        return None
+    if len(body) < _PAYLOAD.size:
+        raise BadAdvertError("truncated", source)
+    kind, _, advskew, _, _, advbase, _, counter, digest = _PAYLOAD.unpack_from(body)
+    flaws = {
+        "version": kind != _VERSION << 4 | _TYPE,
+        "ttl": ttl != TTL,
+        "checksum": checksum(packet[: start + _PAYLOAD.size]) != 0,
+        "digest": not hmac.compare_digest(digest, group.digest(counter)),
+    }
+    if reason := next((flaw for flaw, found in flaws.items() if found), None):
+        raise BadAdvertError(reason, source)
+    return Advert(source=source, interval=Interval(advbase, advskew), counter=counter)
+
+
+def _parse_ip(packet: bytes) -> tuple[IPv4Address, IPv4Address, int, int]:
+    """Return source, target and TTL of an IPv4 packet of protocol 112, and where its payload starts."""
+    if len(packet) < _IP.size:
+        raise BadAdvertError("truncated")
+    first, _, _, _, _, ttl, protocol, _, source, target = _IP.unpack_from(packet)
+    start = (first & 0xF) * 4
+    if first >> 4 != 4 or protocol != PROTOCOL or start < _IP.size:  # noqa: PLR2004 - IPv4
+        raise BadAdvertError("malformed")
+    return IPv4Address(source), IPv4Address(target), ttl, start
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071) of the data; 0 if the data holds a right one."""
+    padded = data + b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    while total > 0xFFFF:  # noqa: PLR2004 - 16 bits
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+Farewell = list[tuple[float, Interval]]
+"""Adverts to say goodbye with, and how many seconds after the beginning."""
+
+_STAGES = (9, 17)
+"""Skews below which backups take over first: thirds of the default range, 1 to 25."""
+
+_STAGE = 0.5
+"""Seconds between the stages of a goodbye."""
+
+
+def farewell(own: Interval, dead_ratio: int, *, staged: bool) -> Farewell:
+    """Return the adverts that make backups with our timing take over; staged, those with small skews first.
+
+    A backup takes a master for dead whose next advert would come after its own patience, ``advbase * dead_ratio`` and
+    its skew. So an interval of that patience and skew X moves those with a smaller skew than X; one second more moves
+    all. Empty if there is no such interval: an advert's advbase is a byte.
+    """
+    patience = own.advbase * dead_ratio
+    stages = [Interval(patience, below) for below in _STAGES if staged] + [Interval(patience + 1, 0)] * 3
+    return [(number * _STAGE, stage) for number, stage in enumerate(stages) if stage.advbase <= _MAX_BYTE]
+
+
+def keeps_backup(advert: Interval, own: Interval, dead_ratio: int, *, preempt: bool) -> bool:
+    """Whether an advert with this interval makes a backup with our timing stay one: not a goodbye, not preempted."""
+    if preempt and own < advert:
+        return False
+    return Interval(own.advbase * dead_ratio, own.advskew) >= advert

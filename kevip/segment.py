@@ -1,0 +1,88 @@
+"""The network segment around a candidate: who advertises there, who claims the VIP, and what we tell them."""
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+from random import SystemRandom
+from time import monotonic
+
+from kevip.election.carp import PROTOCOL, Advert, BadAdvertError, Group, Interval, build, keeps_backup, parse
+from kevip.election.ucarp import Candidacy, key
+from kevip.host import wire
+from kevip.host.arp import Neighbours
+from kevip.host.wire import Wire
+
+LATE = 1.1
+"""Seconds that ucarp may be late to know of an advert, which it gets through libpcap."""
+
+_MULTICAST_MAC = bytes.fromhex("01005e000012")
+_CARP_MAC = bytes.fromhex("00005e0000")
+
+
+class Segment:
+    """Hears each advert when it comes; raises OSError if the interface is gone.
+
+    ``advertised`` is when this host's ucarp last sent an advert, ``peers`` when each other host
+    did (monotonic time), also in an earlier segment.
+    """
+
+    def __init__(self, candidacy: Candidacy, peers: Mapping[IPv4Address, float]) -> None:
+        self._candidacy = candidacy
+        self._group = Group(vhid=candidacy.vip_id, vip=candidacy.vip, key=key(candidacy.password))
+        self.own = Interval(candidacy.advbase, candidacy.advskew)
+        self.advertised = monotonic()
+        self.peers = dict(peers)
+        self._masters: dict[IPv4Address, float] = {}
+        self.neighbours = Neighbours(candidacy.interface, candidacy.vip)
+        try:
+            self._wire = Wire(candidacy.interface, wire.carries_protocol(PROTOCOL))
+        except BaseException:
+            self.neighbours.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return what to select on for adverts; ``neighbours`` has its own."""
+        return self._wire.fileno()
+
+    def listen(self) -> Iterator[Advert | BadAdvertError]:
+        """Take in the adverts that came; yield those of others, and what was none."""
+        for outgoing, packet in self._wire.hear():
+            try:
+                advert = parse(self._group, wire.payload(packet))
+            except BadAdvertError as error:
+                yield error
+                continue
+            if advert and advert.source != self._candidacy.source:
+                self._note(advert)
+                yield advert
+            elif advert and outgoing:
+                self.advertised = monotonic()
+
+    def _note(self, advert: Advert) -> None:
+        candidacy = self._candidacy
+        self.peers[advert.source] = monotonic()
+        if keeps_backup(advert.interval, self.own, candidacy.dead_ratio, preempt=candidacy.preempt):
+            self._masters[advert.source] = monotonic()
+        else:
+            self._masters.pop(advert.source, None)
+
+    def master(self, within: float) -> IPv4Address | None:
+        """Return another host that advertised as master in the last seconds, and meant to stay it."""
+        return next((source for source, heard in self._masters.items() if monotonic() - heard <= within), None)
+
+    def is_silent(self) -> bool:
+        """Whether adverts of this host, as master, have stopped going out."""
+        return monotonic() - self.advertised > self.own.seconds + LATE
+
+    def say_goodbye(self, interval: Interval) -> None:
+        """Send an advert with an interval that makes backups take over; raises OSError."""
+        advert = Advert(source=self._candidacy.source, interval=interval, counter=SystemRandom().getrandbits(64))
+        self._wire.send_ip(
+            to=wire.BROADCAST if self._candidacy.broadcast else _MULTICAST_MAC,
+            source=_CARP_MAC + self._group.vhid.to_bytes(),
+            packet=build(self._group, advert),
+        )
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._wire.close()
+        self.neighbours.close()

@@ -1,0 +1,150 @@
+"""CARP adverts: against one that real ucarp sent, and against whatever else may arrive."""
+
+import struct
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kevip.election.carp import (
+    Advert,
+    BadAdvertError,
+    Group,
+    Interval,
+    build,
+    checksum,
+    farewell,
+    keeps_backup,
+    parse,
+)
+
+GROUP = Group(vhid=100, vip=IPv4Address("10.77.0.100"), key=b"correct horse")
+ADVERT = Advert(source=IPv4Address("10.77.0.11"), interval=Interval(1, 7), counter=0x0123456789ABCDEF)
+
+UCARP = bytes.fromhex(
+    "45100038c6394000ff70caa10a4d000be0000012216407070001ad90cfd83f1d0b0f238d0526e28e4f3bd4e88b60213e4a1b3928a5080bad"
+)
+"""What ucarp 1.5.2 sent with these settings, from its IPv4 header on."""
+
+bytes_ = st.integers(0, 255)
+
+
+def test_takes_what_real_ucarp_sent() -> None:
+    assert parse(GROUP, UCARP) == Advert(
+        source=IPv4Address("10.77.0.11"), interval=Interval(1, 7), counter=struct.unpack_from("!Q", UCARP, 28)[0]
+    )
+
+
+def test_builds_what_real_ucarp_sent_to_the_letter() -> None:
+    advert = parse(GROUP, UCARP)
+    assert advert
+    ours = build(GROUP, advert)
+    assert ours[:4] + ours[6:10] + ours[12:] == UCARP[:4] + UCARP[6:10] + UCARP[12:]  # but for the IP's id and checksum
+
+
+@given(
+    st.builds(Group, vhid=st.integers(1, 255), vip=st.ip_addresses(v=4), key=st.binary(min_size=1, max_size=19)),
+    st.builds(
+        Advert,
+        source=st.ip_addresses(v=4),
+        interval=st.builds(Interval, bytes_, bytes_),
+        counter=st.integers(0, 2**64 - 1),
+    ),
+)
+def test_takes_what_it_builds_itself(group: Group, advert: Advert) -> None:
+    packet = build(group, advert)
+    assert parse(group, packet) == advert
+    assert checksum(packet[:20]) == 0
+
+
+def verdict(packet: bytes) -> str:
+    """Return what becomes of a packet: taken, ignored, or the reason why it is bad; anything else raises."""
+    try:
+        return "taken" if parse(GROUP, packet) else "ignored"
+    except BadAdvertError as error:
+        return error.reason
+
+
+@given(st.binary(max_size=120))
+@example(b"")
+@example(bytes([0x45]) + bytes(19))
+def test_random_bytes_raise_nothing_but_its_own_error(packet: bytes) -> None:
+    assert verdict(packet) in {"truncated", "malformed", "ignored"}
+
+
+@given(st.binary(max_size=60))
+def test_random_bytes_as_protocol_112_raise_nothing_but_its_own_error(body: bytes) -> None:
+    assert verdict(build(GROUP, ADVERT)[:20] + body) != "taken"
+
+
+@given(st.integers(0, len(UCARP) - 1), st.integers(1, 255))
+def test_an_advert_with_a_changed_byte_is_never_taken(position: int, change: int) -> None:
+    packet = bytearray(build(GROUP, ADVERT))
+    packet[position] ^= change
+    assert verdict(bytes(packet)) != "taken"
+
+
+@given(st.integers(0, 55))
+def test_a_truncated_advert_is_never_taken(length: int) -> None:
+    with pytest.raises(BadAdvertError, match="truncated"):
+        parse(GROUP, build(GROUP, ADVERT)[:length])
+
+
+@pytest.mark.parametrize(("group", "reason"), [
+    (replace(GROUP, key=b"wrong"), "digest"),
+    (replace(GROUP, vip=IPv4Address("10.77.0.101")), "digest"),
+    (replace(GROUP, vhid=101), None),
+])  # fmt: skip
+def test_an_advert_of_others(group: Group, reason: str | None) -> None:
+    packet = build(GROUP, ADVERT)
+    if reason is None:
+        assert parse(group, packet) is None
+        return
+    with pytest.raises(BadAdvertError) as caught:
+        parse(group, packet)
+    assert (caught.value.reason, caught.value.source) == (reason, ADVERT.source)
+
+
+def test_an_advert_that_came_through_a_router_is_told() -> None:
+    packet = bytearray(build(GROUP, ADVERT))
+    packet[8] -= 1
+    with pytest.raises(BadAdvertError, match="ttl"):
+        parse(GROUP, bytes(packet))
+
+
+def test_vrrp_is_told_only_if_it_has_our_id() -> None:
+    packet = bytearray(build(GROUP, ADVERT))
+    packet[20] = 0x31
+    with pytest.raises(BadAdvertError, match="version"):
+        parse(GROUP, bytes(packet))
+    packet[21] = 99
+    assert parse(GROUP, bytes(packet)) is None
+
+
+ALL = Interval(4, 0)
+
+
+@pytest.mark.parametrize(("own", "dead_ratio", "staged", "expected"), [
+    (Interval(1, 5), 3, True,
+     [(0, Interval(3, 9)), (0.5, Interval(3, 17)), (1, ALL), (1.5, ALL), (2, ALL)]),
+    (Interval(1, 5), 3, False, [(0, ALL), (0.5, ALL), (1, ALL)]),
+    (Interval(51, 5), 5, True, [(0, Interval(255, 9)), (0.5, Interval(255, 17))]),
+    (Interval(255, 5), 3, True, []),
+])  # fmt: skip
+def test_farewell(own: Interval, dead_ratio: int, staged: bool, expected: list[tuple[float, Interval]]) -> None:
+    assert farewell(own, dead_ratio, staged=staged) == expected
+
+
+@pytest.mark.parametrize(("advert", "skew", "preempt", "keeps"), [
+    (Interval(1, 5), 9, False, True),
+    (Interval(1, 200), 9, False, True),
+    (Interval(1, 200), 9, True, False),
+    (Interval(1, 5), 9, True, True),
+    (Interval(3, 9), 8, False, False),
+    (Interval(3, 9), 9, False, True),
+    (Interval(4, 0), 254, False, False),
+])  # fmt: skip
+def test_which_adverts_make_a_backup_stay_one(advert: Interval, skew: int, preempt: bool, keeps: bool) -> None:
+    assert keeps_backup(advert, Interval(1, skew), 3, preempt=preempt) is keeps
