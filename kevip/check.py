@@ -11,7 +11,14 @@ from kevip.host import command, firewall, interface, kernel
 
 _Found = TypeVar("_Found")
 
-PACKAGES = {"ucarp": "ucarp", "ip": "iproute2", "iptables": "iptables", "setpriv": "util-linux"}
+PACKAGES = {
+    "ucarp": "ucarp",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "setpriv": "util-linux",
+    "bash": "bash",
+}
 """The programs that kevip runs, and the Debian packages that they come in."""
 
 

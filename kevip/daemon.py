@@ -1,41 +1,63 @@
-"""The loop: takes all events that are waiting, then makes this host match what the election says."""
+"""The daemon: takes all events that are waiting, then makes this host match what the election says."""
 
-import selectors
 import signal
-import socket
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from ipaddress import IPv4Address
 from time import monotonic
-from types import FrameType
-from typing import Self
 
 from kevip.check import Host, locate
 from kevip.config import Config
-from kevip.election.ucarp import Candidacy, Hook, Message, Ucarp, understand
+from kevip.election.carp import BadAdvertError, Farewell, farewell
+from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
 from kevip.errors import KevipError
-from kevip.host import address, kernel
+from kevip.host import address, conntrack, kernel
 from kevip.log import logger
+from kevip.loop import Loop
 from kevip.nat import Proxy
 from kevip.runtime import StateFile
+from kevip.segment import LATE, Segment
 from kevip.service import Service
 
-RENEWAL = address.LEASE / 3
-"""Seconds between renewals of the VIP's lease: two may come to nothing."""
+TICK = address.LEASE / 3
+"""Seconds between renewals of the lease, and looks at what else should be so: two may come to nothing."""
 
 TERM_DEADLINE = 2.0
 """Seconds that ucarp has to end after SIGTERM, before SIGKILL."""
 
+HANDOVER, HANDOVER_ALONE = 3.0, 1.4
+"""Seconds to wait for a peer to take over: where one was heard before, and where none was.
+
+Backups are silent, so none heard does not mean that none is there. The second is what a goodbye without stages takes
+until a backup has acted on it whose ucarp is late.
+"""
+
+DRAIN = 1.0
+"""Seconds for which connections are still translated after the address went: neighbours may not know yet."""
+
+ANNOUNCEMENTS = (0.1, 0.4, 0.5, 1.0, 2.0)
+"""Seconds between announcements of the VIP after a takeover: one ARP lost must not leave a neighbour behind."""
+
+REFRESH = 30.0
+"""Seconds between announcements, and between questions who else has the VIP, later on."""
+
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds before ucarp is started again after a failure: doubled each time, forgotten once it ran for the longest."""
 
-QUIET = 60.0
-"""Seconds in which a complaint that may come with every advert is logged once."""
+LOOK_AGAIN = 2.0
+"""Seconds before ucarp is started again where the interface was not fit: that is cheap to find out."""
 
-_EXPLAINED = {
-    Message.BAD_DIGEST: "an advert for our id does not match: a replica has another password or VIP, or another group "
-    "uses the id; compare --password and --vip on all replicas, or give this group another --vip-id",
-    Message.RIVAL: "another replica advertised as master, less often than we do: we keep the VIP",
+STUCK = 3
+"""How often rules that cannot be removed are tried again during a stop, a second apart."""
+
+QUIET = 60.0
+"""Seconds in which the same warning is logged once."""
+
+_BAD_ADVERTS = {
+    "digest": "its password or VIP is not ours, or another group uses our id: compare --password and --vip on all "
+    "replicas, or give this group another --vip-id",
+    "version": "VRRP with our id: give this group another --vip-id",
+    "ttl": "it came through a router: CARP must not",
 }
 
 
@@ -51,71 +73,69 @@ class Daemon:
         self._interface = host.placement.interface
         self._state = state
         self._log = logger(vip=str(config.vip))
-        self._selector = selectors.DefaultSelector()
-        self._timers: dict[Callable[[], None], float] = {}
-
+        self._loop = Loop()
         self._ucarp: Ucarp | None = None
+        self._segment: Segment | None = None
         self._elected = False
-        self._hook_waits = False
-        self._retry = FIRST_RETRY
-        self._quiet: dict[Message, float] = {}
+        self._waiting: list[Request] = []
         self._stopping = False
+        self._stuck = 0
+        self._handover: float | None = None
+        self._retry = FIRST_RETRY
+        self._quiet: dict[object, float] = {}
+        self._claims: dict[str, float] = {}
+        self._repairs = 0
+        self._declined = False
+        self._farewell: Farewell = []
+        self._pauses: list[float] = []
 
     def run(self) -> None:
         """Serve until a signal says to stop; then leave the host as it was."""
-        with self._catch_signals():
-            self._announce()
+        stop = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), self._on_stop)
+        with self._loop.signals({**stop, signal.SIGHUP: self._on_hangup}):
+            self._announce_start()
             try:
                 self._prepare()
                 self._start_ucarp()
-                while self._ucarp or not self._stopping:
-                    self._turn()
+                self._tick()
+                while not self._stopping or self._is_busy():
+                    self._loop.turn()
+                    self._settle()
             finally:
                 self._leave()
+        self._loop.close()
+        if self._stuck:
+            raise KevipError(f"rules for {self._config.vip} are left on this host: the next start removes them")
         self._log.info("daemon.stopped")
 
-    def _turn(self) -> None:
-        """Take all that is waiting, then act on it once."""
-        due = min(self._timers.values(), default=monotonic() + RENEWAL)
-        for key, _ in self._selector.select(max(due - monotonic(), 0.0)):
-            key.data()
-        for action in [each for each, due in self._timers.items() if due <= monotonic()]:
-            del self._timers[action]
-            action()
-        self._settle()
+    def _is_busy(self) -> bool:
+        """Whether a stop has to wait for something."""
+        return self._ucarp is not None or self._handover is not None or self._loop.awaits(self._leave_rules)
 
     def _settle(self) -> None:
         """Make the host match the election, then let the hook that asked for it, and so ucarp, go on."""
         if self._elected and not self._service.active:
             self._take_over()
-        elif self._service.active and not self._elected:
-            self._release()
-        if self._hook_waits and self._ucarp:
-            self._ucarp.answer()
-            self._hook_waits = False
+        elif self._service.active and not self._elected and self._handover is None:
+            self._let_go()
+        if self._waiting and self._ucarp:
             self._write_state("master" if self._service.active else "backup")
+        while self._waiting and self._ucarp:
+            self._ucarp.answer(self._waiting.pop())
 
     # Signals
 
-    def _catch_signals(self) -> "_Signals":
-        signals = _Signals(
-            {
-                signal.SIGTERM: self._on_stop,
-                signal.SIGINT: self._on_stop,
-                signal.SIGQUIT: self._on_stop,
-                signal.SIGHUP: self._on_hangup,
-            }
-        )
-        self._selector.register(signals, selectors.EVENT_READ, signals.dispatch)
-        return signals
-
     def _on_stop(self, number: signal.Signals) -> None:
+        if self._stopping:
+            return
         self._log.info("daemon.stopping", signal=number.name)
         self._stopping = True
-        self._timers.pop(self._start_ucarp, None)
-        if self._ucarp:
+        self._loop.cancel(self._start_ucarp)
+        if self._service.active:
+            self._hand_over("stop")
+        elif self._ucarp:
             self._ucarp.terminate()
-            self._timers[self._end_ucarp] = monotonic() + TERM_DEADLINE
+            self._loop.after(TERM_DEADLINE, self._end_ucarp)
 
     def _on_hangup(self, number: signal.Signals) -> None:
         self._log.warning(
@@ -129,72 +149,98 @@ class Daemon:
         config = self._config
         try:
             place = locate(config.vip, config.interface)
-            ucarp = Ucarp(
-                Candidacy(
-                    vip=config.vip,
-                    vip_id=config.vip_id,
-                    interface=place.interface,
-                    source=place.source,
-                    password=config.password,
-                    advbase=config.advbase,
-                    advskew=config.advskew,
-                    dead_ratio=config.dead_ratio,
-                    preempt=config.preempt,
-                    broadcast=config.broadcast,
-                )
+            candidacy = Candidacy(
+                vip=config.vip,
+                vip_id=config.vip_id,
+                interface=place.interface,
+                source=place.source,
+                password=config.password,
+                advbase=config.advbase,
+                advskew=config.advskew,
+                dead_ratio=config.dead_ratio,
+                preempt=config.preempt,
+                broadcast=config.broadcast,
             )
-        except KevipError as error:
-            self._try_again("ucarp.not_started", error=str(error))
+            self._open_segment(candidacy)
+            ucarp = Ucarp(candidacy)
+        except (KevipError, OSError) as error:
+            self._warn_once("ucarp.not_started", str(error), error=str(error), retry_seconds=LOOK_AGAIN)
+            self._loop.after(LOOK_AGAIN, self._start_ucarp)
             return
         self._ucarp, self._interface = ucarp, place.interface
-        self._selector.register(ucarp.channel, selectors.EVENT_READ, partial(self._on_hooks, ucarp))
-        self._selector.register(ucarp.stderr, selectors.EVENT_READ, partial(self._on_lines, ucarp))
-        self._selector.register(ucarp.pidfd, selectors.EVENT_READ, partial(self._on_exit, ucarp))
+        self._loop.watch(ucarp.channel, partial(self._on_hooks, ucarp))
+        self._loop.watch(ucarp.stderr, partial(self._on_lines, ucarp))
+        self._loop.watch(ucarp.pidfd, partial(self._on_exit, ucarp))
+
+    def _open_segment(self, candidacy: Candidacy) -> None:
+        peers = self._segment.peers if self._segment else {}
+        self._close_segment()
+        segment = self._segment = Segment(candidacy, peers)
+        self._loop.watch(segment, partial(self._on_adverts, segment))
+        self._loop.watch(segment.neighbours, partial(self._on_claims, segment))
+        self._loop.after(segment.own.seconds + LATE, self._ask)
+
+    def _close_segment(self) -> None:
+        if self._segment:
+            self._loop.forget(self._segment)
+            self._loop.forget(self._segment.neighbours)
+            self._segment.close()
+            self._segment = None
 
     def _on_hooks(self, ucarp: Ucarp) -> None:
-        for hook in ucarp.hooks():
-            self._elected = hook is Hook.UP
-            self._hook_waits = True
+        for request in ucarp.requests():
+            self._elected = request.hook is Hook.UP and not self._is_declined()
+            self._waiting.append(request)
+
+    def _is_declined(self) -> bool:
+        """Decline the election if this daemon stops, or another host won it and ucarp, which is late, does not know."""
+        other = self._segment.master(LATE) if self._segment else None
+        if other:
+            self._log.info("election.declined", master=str(other))
+            self._declined = True
+        if other or self._stopping:
+            self._end_ucarp()
+        return bool(other or self._stopping)
 
     def _on_lines(self, ucarp: Ucarp) -> None:
         for line in ucarp.lines():
-            self._on_message(*understand(line))
-
-    def _on_message(self, message: Message, text: str) -> None:
-        match message:
-            case Message.MASTER | Message.BACKUP:
-                self._log.info(message)
-            case Message.SPAWNING:
-                self._log.debug(message, ucarp=text)
-            case Message.HOOK_LOST:
-                self._resign(text)
-            case Message.BAD_DIGEST | Message.RIVAL:
-                if monotonic() >= self._quiet.get(message, 0.0):
-                    self._quiet[message] = monotonic() + QUIET
-                    self._log.warning(message, hint=_EXPLAINED[message], ucarp=text)
-            case Message.OTHER:
-                self._log.warning(message, ucarp=text)
-            case _:
-                self._log.info(message, ucarp=text)
+            message, text = understand(line)
+            match message:
+                case Message.MASTER | Message.BACKUP:
+                    self._log.info(message)
+                case Message.HOOK_LOST:
+                    self._resign(text)
+                case Message.OTHER:
+                    self._warn_once(message, text, ucarp=text)
+                case _:
+                    self._log.debug(message, ucarp=text)
 
     def _on_exit(self, ucarp: Ucarp) -> None:
-        """Let go of the VIP when ucarp is gone, whatever the reason, and start it again."""
+        """Hand the VIP over when ucarp is gone, whatever the reason, and start it again."""
         self._on_lines(ucarp)
         for source in (ucarp.channel, ucarp.stderr, ucarp.pidfd):
-            self._selector.unregister(source)
+            self._loop.forget(source)
         status = ucarp.close()
         self._ucarp = None
-        self._elected = self._hook_waits = False
-        self._timers.pop(self._end_ucarp, None)
+        self._elected = False
+        self._waiting.clear()
+        self._loop.cancel(self._end_ucarp)
+        if ucarp.age() >= LAST_RETRY:
+            self._retry = FIRST_RETRY
+        if self._handover is None and not self._stopping:
+            if self._declined:
+                self._declined = False
+                self._start_ucarp()
+            elif self._service.active:
+                self._log.error("ucarp.exited", status=status)
+                self._hand_over("ucarp exited")
+            else:
+                self._try_again("ucarp.exited", status=status)
         self._write_state("init")
-        if not self._stopping:
-            if ucarp.age() >= LAST_RETRY:
-                self._retry = FIRST_RETRY
-            self._try_again("ucarp.exited", status=status)
 
     def _try_again(self, event: str, **context: object) -> None:
         self._log.error(event, retry_seconds=self._retry, **context)
-        self._timers[self._start_ucarp] = monotonic() + self._retry
+        self._loop.after(self._retry, self._start_ucarp)
         self._retry = min(2 * self._retry, LAST_RETRY)
 
     def _end_ucarp(self) -> None:
@@ -204,47 +250,192 @@ class Daemon:
     def _resign(self, reason: str) -> None:
         """Leave the election, because this host cannot serve: ucarp must not advertise what does not work."""
         self._log.error("election.resigned", reason=reason)
-        self._elected = False
-        self._end_ucarp()
+        self._hand_over(reason)
 
-    # The VIP
+    def _on_adverts(self, segment: Segment) -> None:
+        for heard in segment.listen():
+            if isinstance(heard, BadAdvertError):
+                hint = _BAD_ADVERTS.get(heard.reason, "damaged or forged")
+                source = str(heard.source or "unknown")
+                self._warn_once("election.bad_advert", source, reason=heard.reason, source=source, hint=hint)
+            elif self._handover is not None and (heir := segment.master(monotonic() - self._handover)):
+                self._end_handover(heir)
+            elif self._service.active and segment.own < heard.interval:
+                self._warn_once("election.rival", heard.source, source=str(heard.source), hint="we keep the VIP")
+                self._announce()
+
+    # The VIP: taking it over
 
     def _take_over(self) -> None:
         begin = monotonic()
+        self._loop.cancel(self._leave_rules)
         try:
             self._service.take_over(self._interface)
         except KevipError as error:
             self._log.error("takeover.failed", error=str(error))
             self._resign("the takeover failed")
             return
+        if self._segment:
+            self._segment.advertised = monotonic()
         self._log.info("takeover.done", interface=self._interface, ms=_milliseconds_since(begin))
-        self._timers[self._renew] = monotonic() + RENEWAL
+        self._loop.after(0, self._complete_takeover)
+        self._loop.after(0, self._check_adverts)
+        self._loop.after(TICK, self._tick)
 
-    def _renew(self) -> None:
-        """Renew the lease, unless ucarp is stopped: it advertises nothing then, and a peer takes over."""
-        self._timers[self._renew] = monotonic() + RENEWAL
-        if self._ucarp and self._ucarp.is_frozen():
-            self._log.warning("lease.withheld", hint=f"ucarp is stopped: kill -CONT {self._ucarp.pid}, or kill it")
-            return
+    def _complete_takeover(self) -> None:
+        self._announce()
         try:
+            self._service.complete()
+        except KevipError as error:
+            self._warn_once("takeover.incomplete", None, error=str(error))
+
+    def _announce(self) -> None:
+        """Tell the neighbours where the VIP is: now, several times soon, and rarely later."""
+        self._pauses = list(ANNOUNCEMENTS)
+        self._announce_next()
+
+    def _announce_next(self) -> None:
+        if self._segment and self._service.active and self._handover is None:
+            with suppress(OSError):
+                self._segment.neighbours.announce()
+            self._loop.after(self._pauses.pop(0) if self._pauses else REFRESH, self._announce_next)
+
+    # The VIP: keeping it
+
+    def _tick(self) -> None:
+        """Look after all that should be so, several times in a lease."""
+        self._loop.after(TICK, self._tick)
+        if self._ucarp:
+            self._ucarp.beat()
+        if self._handover is not None:
+            return
+        if self._ucarp and not self._service.active and self._ucarp.is_frozen():
+            self._log.error("ucarp.frozen", hint=f"ucarp ({self._ucarp.pid}) was stopped: it is ended")
+            self._end_ucarp()
+            return
+        self._tend()
+
+    def _check_adverts(self) -> None:
+        """Hand the VIP over if ucarp, as master, has stopped to advertise: a peer takes over soon anyway."""
+        if not (self._service.active and self._ucarp and self._segment) or self._handover is not None:
+            return
+        if self._segment.is_silent():
+            self._log.error("election.silent", hint=f"ucarp ({self._ucarp.pid}) does not advertise: it is ended")
+            self._resign("ucarp does not advertise")
+        else:
+            self._loop.after(0.25, self._check_adverts)
+
+    def _tend(self) -> None:
+        try:
+            wrong = self._service.tend()
+        except KevipError as error:
+            if self._service.active:
+                self._resign(str(error))
+            else:
+                self._warn_once("drift.not_repaired", None, error=str(error))
+            return
+        if wrong:
+            self._repairs += len(wrong)
+            self._log.warning("drift.repaired", what=wrong, repairs=self._repairs)
+
+    # The VIP: handing it over
+
+    def _hand_over(self, reason: str) -> None:
+        """Make a peer take over, and serve on until it does."""
+        self._end_ucarp()
+        self._elected = False
+        if not self._service.active or self._handover is not None or not self._segment:
+            return
+        for _ in self._segment.listen():  # what came while this process was stopped, say
+            pass
+        if heir := self._segment.master(self._segment.own.seconds * self._config.dead_ratio):
+            self._log.info("handover.done", to=str(heir), seconds=0.0)
+            self._followed(drain=True)
+            return
+        self._handover = monotonic()
+        self._log.info("handover.started", reason=reason, peers=[str(each) for each in self._segment.peers])
+        self._write_state("leaving")
+        known = bool(self._segment.peers)
+        self._farewell = farewell(self._segment.own, self._config.dead_ratio, staged=known)
+        self._say_goodbye()
+        self._loop.after(HANDOVER if known else HANDOVER_ALONE, self._end_handover)
+        with suppress(KevipError):
             self._service.renew()
-        except KevipError as error:
-            self._log.error("lease.failed", error=str(error))
-            self._resign("the lease cannot be renewed")
 
-    def _release(self) -> None:
-        begin = monotonic()
-        self._timers.pop(self._renew, None)
-        try:
-            self._service.release()
-        except KevipError as error:
-            self._log.error("release.failed", error=str(error), hint="the next start removes what is left")
+    def _say_goodbye(self) -> None:
+        if self._farewell and self._segment and self._handover is not None:
+            (at, interval), *self._farewell = self._farewell
+            with suppress(OSError):
+                self._segment.say_goodbye(interval)
+            if self._farewell:
+                self._loop.after(self._farewell[0][0] - at, self._say_goodbye)
+
+    def _end_handover(self, heir: IPv4Address | None = None) -> None:
+        """Let go: a peer has taken over, or none does."""
+        if self._handover is None:
             return
+        seconds = round(monotonic() - self._handover, 3)
+        self._loop.cancel(self._say_goodbye, self._end_handover)
+        self._handover = None
+        if heir:
+            self._log.info("handover.done", to=str(heir), seconds=seconds)
+        else:
+            self._log.warning("handover.nobody", seconds=seconds, hint="no peer took over: nobody holds the VIP now")
+        self._followed(drain=bool(heir))
+
+    def _followed(self, *, drain: bool) -> None:
+        self._let_go(drain=drain)
+        if not self._stopping:
+            self._try_again("ucarp.ended")
+
+    def _let_go(self, *, drain: bool = True) -> None:
+        """Remove the address now, and the rules, if another host serves, when the neighbours know."""
+        begin = monotonic()
+        self._loop.cancel(self._announce_next)
+        try:
+            self._service.leave_address()
+        except KevipError as error:
+            self._log.error(
+                "release.failed", error=str(error), hint="the kernel removes the address when its lease ends"
+            )
         self._log.info("release.done", interface=self._interface, ms=_milliseconds_since(begin))
+        self._loop.after(DRAIN if drain else 0, self._leave_rules)
+
+    def _leave_rules(self) -> None:
+        try:
+            self._service.leave_rules()
+            self._stuck = 0
+        except KevipError as error:
+            self._log.error(
+                "release.failed", error=str(error), hint="it is tried again; rules that are left do nothing"
+            )
+            self._stuck += 1
+            if not self._stopping or self._stuck < STUCK:
+                self._loop.after(1.0, self._leave_rules)
+
+    # Who else has the VIP
+
+    def _ask(self) -> None:
+        self._loop.after(REFRESH, self._ask)
+        if self._segment:
+            with suppress(OSError):
+                self._segment.neighbours.ask()
+
+    def _on_claims(self, segment: Segment) -> None:
+        """Warn of a host that keeps claiming the VIP for longer than a lease, while no peer of ours is master."""
+        for mac in segment.neighbours.claims():
+            if segment.master(segment.own.seconds * self._config.dead_ratio):
+                self._claims.clear()
+            elif monotonic() - self._claims.setdefault(mac, monotonic()) > address.LEASE:
+                self._warn_once(
+                    "address.duplicate", mac, mac=mac, hint="this host claims the VIP and is no peer of ours"
+                )
+            else:
+                self._loop.after(address.LEASE + 1, self._ask)
 
     # Start and stop
 
-    def _announce(self) -> None:
+    def _announce_start(self) -> None:
         self._log.info(
             "daemon.started",
             target=str(self._config.target),
@@ -258,64 +449,46 @@ class Daemon:
 
     def _prepare(self) -> None:
         """Remove what a killed kevip left, and see to it that the host forwards."""
-        if removed := self._service.remove_leftovers():
-            self._log.warning("leftovers.removed", what=removed)
+        try:
+            if removed := self._service.clear():
+                self._log.warning("leftovers.removed", what=removed)
+        except KevipError as error:
+            self._log.warning("leftovers.stay", error=str(error))
         if not self._host.forwards:
             kernel.enable_forwarding(self._interface)
             self._log.info("forwarding.enabled", sysctl="net.ipv4.ip_forward", interface=self._interface)
+        if not conntrack.picks_up_connections():
+            self._log.warning(
+                "conntrack.strict",
+                hint="a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
+            )
         self._write_state("init")
+
+    def _warn_once(self, event: str, subject: object, **context: object) -> None:
+        """Warn of something about a subject, unless that was done a short while ago."""
+        if monotonic() >= self._quiet.get((event, subject), 0.0):
+            self._quiet[event, subject] = monotonic() + QUIET
+            self._log.warning(event, **context)
 
     def _write_state(self, role: str) -> None:
         try:
             self._state.write(role)
         except OSError as error:
-            self._log.warning("state.not_written", path=str(self._state.path), error=str(error))
+            self._warn_once("state.not_written", None, path=str(self._state.path), error=str(error))
 
     def _leave(self) -> None:
         """Leave nothing behind, also when the loop ended with an error."""
         if self._ucarp:
             self._ucarp.kill()
             self._ucarp.close()
-        if self._service.active:
-            self._release()
-        self._selector.close()
+        try:
+            self._service.end()
+        except KevipError as error:
+            self._log.error("release.failed", error=str(error))
+            self._stuck += 1
+        self._close_segment()
         with suppress(OSError):
             self._state.remove()
-
-
-class _Signals:
-    """Signals as events of the loop: the handlers only queue."""
-
-    def __init__(self, methods: dict[signal.Signals, Callable[[signal.Signals], None]]) -> None:
-        self._methods = methods
-        self._reader, self._writer = socket.socketpair()
-
-    def fileno(self) -> int:
-        """Return what to select on."""
-        return self._reader.fileno()
-
-    def dispatch(self) -> None:
-        """Call the methods of the signals that came."""
-        for number in self._reader.recv(64):
-            if number in self._methods:
-                self._methods[signal.Signals(number)](signal.Signals(number))
-
-    def __enter__(self) -> Self:
-        self._writer.setblocking(False)
-        signal.set_wakeup_fd(self._writer.fileno())
-        self._previous = {number: signal.signal(number, _queued) for number in self._methods}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        self._reader.close()
-        self._writer.close()
-
-
-def _queued(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the interpreter has written the number to the wakeup socket by now."""
 
 
 def _milliseconds_since(begin: float) -> float:

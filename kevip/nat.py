@@ -45,12 +45,30 @@ class Proxy:
 
     def setup(self) -> str:
         """Return the text that installs all rules. To be applied where none of them is: a jump would be doubled."""
-        return "".join(f"{line}\n" for table in ("mangle", "filter", "nat") for line in self._table(table))
+        return self.repair("")
+
+    def repair(self, saved: str) -> str:
+        """Return the text that, in one transaction per table, replaces what ``iptables-save`` printed of our rules."""
+        tables = _tables(saved)
+        return "".join(
+            _block(table, [*_deletions(tables.get(table, []), self.vip), *self._table(table)])
+            for table in ("mangle", "filter", "nat")
+        )
+
+    def flaws(self, saved: str, whole: list[str]) -> list[str]:
+        """Say what is wrong with our rules in ``iptables-save`` output; ``whole`` is ``ours`` when all was well."""
+        now = ours(saved, self.vip)
+        found = [f"{rule.split()[0]} rule missing: {rule.partition(' ')[2]}" for rule in whole if rule not in now]
+        found += [f"{rule.split()[0]} rule foreign: {rule.partition(' ')[2]}" for rule in now if rule not in whole]
+        return found + [f"{hook}: others before our jump" for hook in _overtaken(saved, self.vip)]
+
+    def rules(self) -> int:
+        """Return how many rules there are, jumps included."""
+        return sum(line.startswith(("-A", "-I")) for line in self.setup().splitlines())
 
     def _table(self, table: str) -> Iterator[str]:
         mark = f"-m comment --comment {_mark(self.vip)}"
         chains = [chain for chain in self._chains() if chain.table == table]
-        yield f"*{table}"
         for chain in chains:
             yield f":{chain.name} - [0:0]"
         for chain in chains:
@@ -61,7 +79,6 @@ class Proxy:
                 yield f"-I {hook} 1 {mark} -j {chain.name}"
         if table == "nat" and self.global_masquerade:
             yield f"-A POSTROUTING {mark} -j MASQUERADE"
-        yield "COMMIT"
 
     def _chains(self) -> Iterator[_Chain]:
         vip, target = self.vip, self.target
@@ -94,26 +111,58 @@ def _names(vip: IPv4Address) -> tuple[str, str, str, str]:
     return f"KEVIP-GUARD-{vip}", f"KEVIP-FWD-{vip}", f"KEVIP-DNAT-{vip}", f"KEVIP-SNAT-{vip}"
 
 
-def teardown(saved: str, vip: IPv4Address) -> str:
-    """Return the text that removes every rule and chain of this VIP found in ``iptables-save`` output, "" if none."""
-    tables = re.findall(r"^\*.*?^COMMIT$", saved, re.MULTILINE | re.DOTALL)
-    return "".join(_table_teardown(table.splitlines(), vip) for table in tables)
+def teardown(saved: str, vip: IPv4Address) -> tuple[str, str]:
+    """Return two texts: to disarm every rule of this VIP in ``iptables-save`` output, and to delete its chains.
+
+    They are two, for the kernel refuses to delete a chain that somebody else jumps to. "" where there is nothing to do.
+    """
+    disarm = delete = ""
+    for table, lines in _tables(saved).items():
+        chains = [chain for line in lines if (chain := line.partition(" ")[0].removeprefix(":")) in _names(vip)]
+        disarm += _block(table, [*_deletions(lines, vip), *(f"-F {chain}" for chain in chains)])
+        delete += _block(table, [f"-X {chain}" for chain in chains])
+    return disarm, delete
 
 
-def _table_teardown(saved: list[str], vip: IPv4Address) -> str:
-    """Remove jumps and rules in chains of others first, by their own wording, then our chains."""
-    names = _names(vip)
-    chains = [line.split()[0][1:] for line in saved if line.startswith(":") and line.split()[0][1:] in names]
-    rules = [
-        f"-D{line.removeprefix('-A')}"
-        for line in saved
-        if line.startswith("-A ") and line.split()[1] not in names and _is_marked(line, vip)
+def _block(table: str, lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in (f"*{table}", *lines, "COMMIT")) if lines else ""
+
+
+def ours(saved: str, vip: IPv4Address) -> list[str]:
+    """Return the rules in our chains and with our mark, as ``iptables-save`` prints them, after their table's name."""
+    return [
+        f"{table} {line}"
+        for table, lines in _tables(saved).items()
+        for line in lines
+        if line.startswith("-A ") and (line.split()[1] in _names(vip) or _is_marked(line, vip))
     ]
-    if not chains and not rules:
-        return ""
-    flush = [f"-F {chain}" for chain in chains]
-    delete = [f"-X {chain}" for chain in chains]
-    return "".join(f"{line}\n" for line in (saved[0], *rules, *flush, *delete, "COMMIT"))
+
+
+def _tables(saved: str) -> dict[str, list[str]]:
+    """Return the lines of each table in ``iptables-save`` output."""
+    found = re.findall(r"^\*(\w+)$(.*?)^COMMIT$", saved, re.MULTILINE | re.DOTALL)
+    return {table: body.splitlines() for table, body in found}
+
+
+def _deletions(lines: list[str], vip: IPv4Address) -> list[str]:
+    """Return what deletes our rules in chains of others, by their own wording."""
+    return [
+        f"-D{line.removeprefix('-A')}"
+        for line in lines
+        if line.startswith("-A ") and line.split()[1] not in _names(vip) and _is_marked(line, vip)
+    ]
+
+
+def _overtaken(saved: str, vip: IPv4Address) -> Iterator[str]:
+    """Yield the chains in which rules of others come before our jump; those of other VIPs may."""
+    for table, lines in _tables(saved).items():
+        foreign: set[str] = set()
+        for line in (line for line in lines if line.startswith("-A ")):
+            chain, action = line.split()[1], line.rpartition(" -j ")[2]
+            if action in _names(vip) and chain in foreign:
+                yield f"{table} {chain}"
+            elif not action.startswith("KEVIP-"):
+                foreign.add(chain)
 
 
 def _is_marked(line: str, vip: IPv4Address) -> bool:

@@ -1,19 +1,30 @@
-"""The VIP as this host serves it: the rules and the address, put in place and taken away together."""
+"""The VIP as this host serves it: rules and address, put in place, kept in place, and taken away."""
 
 from ipaddress import IPv4Address
+from time import monotonic
 
 from kevip.errors import KevipError
-from kevip.host import address, firewall, interface
-from kevip.nat import Proxy, teardown
+from kevip.host import address, conntrack, firewall, interface, kernel, route
+from kevip.host.command import run_now
+from kevip.nat import Proxy, ours, teardown
+
+CHECK = 2.5
+"""Seconds between looks at the rules, at least."""
+
+_SHARE = 100
+"""A look at the rules is followed by that many times its duration without one: where there are many, it is dear."""
 
 
 class Service:
-    """Serves a VIP with the rules of a proxy; ``active`` says whether it does now."""
+    """Serves a VIP with the rules of a proxy; ``active`` says whether the address is here."""
 
     def __init__(self, proxy: Proxy, iptables: firewall.Iptables) -> None:
         self._proxy = proxy
         self._iptables = iptables
         self._interface = ""
+        self._rules_are_in = False
+        self._whole: list[str] = []
+        self._next_look = 0.0
         self.active = False
 
     @property
@@ -24,39 +35,128 @@ class Service:
         """Install the rules, then add the VIP to the interface. Undone if either fails; raises KevipError."""
         self._interface = name
         try:
-            self._iptables.apply(self._proxy.setup())
-            address.hold(self._vip, name)
+            if not self._rules_are_in:
+                self._iptables.apply(self._proxy.setup())
+                self._rules_are_in = True
+            address.take(self._vip, name)
         except KevipError as error:
-            try:
-                self.release()
-            except KevipError as further:
-                raise KevipError(*error.problems, *further.problems) from error
+            self._undo(error)
             raise
         self.active = True
+
+    def _undo(self, error: KevipError) -> None:
+        """Remove the rules; the address, which comes last, is not there, or is somebody else's."""
+        try:
+            self.leave_rules()
+        except KevipError as further:
+            raise KevipError(*error.problems, *further.problems) from error
+
+    def complete(self) -> None:
+        """Do what a takeover needs but need not wait for; raises KevipError."""
+        conntrack.forget_untranslated(self._vip)
+        saved = self._iptables.save(run_now)
+        self._whole = ours(saved, self._vip)
+        self._next_look = monotonic() + CHECK
+        if len(self._whole) != self._proxy.rules():
+            self._repair(saved)
 
     def renew(self) -> None:
         """Renew the lease of the address; raises CommandError."""
         address.hold(self._vip, self._interface)
 
+    def tend(self) -> list[str]:
+        """Repair what is not as it should be, as master or as backup, and return what that was.
+
+        Raises KevipError if this host cannot serve as it is.
+        """
+        leases = address.leases(interface.listing(run_now), self._vip)
+        if self.active:
+            return self._tend_address(leases) + self._tend_forwarding() + self._tend_rules()
+        if self._rules_are_in or (not leases and monotonic() < self._next_look):
+            return []
+        return self.clear()
+
+    def _tend_address(self, leases: list[str]) -> list[str]:
+        self.renew()
+        strays = [name for name in leases if name != self._interface]
+        for name in strays:
+            address.drop(self._vip, name)
+        missing = [f"address missing on {self._interface}"] if self._interface not in leases else []
+        return missing + [f"address on {name}" for name in strays]
+
+    def _tend_forwarding(self) -> list[str]:
+        route.require(self._proxy.target)
+        if kernel.forwards(self._interface):
+            return []
+        kernel.enable_forwarding(self._interface)
+        return ["IP forwarding off"]
+
+    def _tend_rules(self) -> list[str]:
+        begin = monotonic()
+        if begin < self._next_look:
+            return []
+        saved = self._iptables.save(run_now)
+        flaws = self._proxy.flaws(saved, self._whole)
+        if flaws:
+            self._repair(saved)
+        self._next_look = begin + max(CHECK, (monotonic() - begin) * _SHARE)
+        return flaws
+
+    def _repair(self, saved: str) -> None:
+        self._iptables.apply(self._proxy.repair(saved))
+        self._whole = ours(self._iptables.save(run_now), self._vip)
+
+    def leave_address(self) -> None:
+        """Remove the address; what came in for it is still translated, until ``leave_rules``. Raises CommandError."""
+        self.active = False
+        address.drop(self._vip, self._interface)
+
+    def leave_rules(self) -> None:
+        """Remove the rules, and forget the connections; raises KevipError, and may be called again then."""
+        self._remove_rules(self._iptables)
+        self._rules_are_in = False
+        conntrack.forget(self._vip)
+
+    def end(self) -> None:
+        """Release what is still here at the end; raises CommandError."""
+        if self.active or self._rules_are_in:
+            self.release()
+
     def release(self) -> None:
         """Remove the address, then the rules, whichever of them are there; raises CommandError."""
-        self.active = False
         try:
-            address.drop(self._vip, self._interface)
+            self.leave_address()
         finally:
-            self._remove_rules(self._iptables)
+            self.leave_rules()
 
-    def remove_leftovers(self) -> list[str]:
-        """Remove what an earlier kevip left for this VIP, on any interface and in either back end; say what it was."""
-        leases = address.leases(interface.listing(), self._vip)
+    def clear(self) -> list[str]:
+        """Remove what must not be here while this host does not serve, in either back end; say what it was.
+
+        That is what an earlier kevip left for this VIP, or what somebody restored. Raises KevipError.
+        """
+        begin = monotonic()
+        leases = address.leases(interface.listing(run_now), self._vip)
         for name in leases:
             address.drop(self._vip, name)
-        cleaned = [iptables.prefix for iptables in firewall.installed().values() if self._remove_rules(iptables)]
-        return [*(f"address on {name}" for name in leases), *(f"rules in {prefix}" for prefix in cleaned)]
+        cleared = [iptables.prefix for iptables in self._backends() if self._remove_rules(iptables)]
+        self._next_look = begin + max(CHECK, (monotonic() - begin) * _SHARE)
+        return [*(f"address on {name}" for name in leases), *(f"rules in {prefix}" for prefix in cleared)]
+
+    def _backends(self) -> list[firewall.Iptables]:
+        """Return the back end in use, and the other one if it works here."""
+        others = [each for each in firewall.installed().values() if each != self._iptables and each.works()]
+        return [self._iptables, *others]
 
     def _remove_rules(self, iptables: firewall.Iptables) -> bool:
         """Remove all rules of this VIP; say whether there were any."""
-        text = teardown(iptables.save(), self._vip)
-        if text:
-            iptables.apply(text)
-        return bool(text)
+        disarm, delete = teardown(iptables.save(run_now), self._vip)
+        if disarm:
+            iptables.apply(disarm)
+        if delete:
+            try:
+                iptables.apply(delete)
+            except KevipError as error:
+                raise KevipError(
+                    *error.problems, f"empty chains of {self._vip} stay: a rule of others jumps there"
+                ) from None
+        return bool(disarm)

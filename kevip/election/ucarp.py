@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
+from subprocess import Popen
 from time import monotonic
+from typing import BinaryIO
 
 from kevip.errors import HostError
 from kevip.host import command
@@ -32,6 +34,14 @@ class Hook(StrEnum):
 
     UP = "up"
     DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A hook's request, and the token that tells it from those of earlier hooks."""
+
+    hook: Hook
+    token: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,35 +137,45 @@ class Ucarp:
     """
 
     def __init__(self, candidacy: Candidacy) -> None:
-        if not all(os.access(HOOKS / f"vip-{hook}", os.X_OK) for hook in Hook):
-            raise HostError(f"the hooks in {HOOKS} are not executable: install kevip again")
-        self.channel, theirs = socket.socketpair()
-        reader, writer = os.pipe()
-        with theirs, os.fdopen(reader, "rb"), os.fdopen(writer, "wb") as password:
-            password.write(key(candidacy.password) + b"\n")
-            password.close()
-            fds = (reader, theirs.fileno())
+        scripts = [HOOKS / name for name in ("vip-up", "vip-down", "watchdog")]
+        if not all(os.access(script, os.X_OK) for script in scripts):
+            raise HostError(f"the scripts in {HOOKS} are not executable: install kevip again")
+        self.channel, hooks_end = socket.socketpair()
+        with hooks_end, _readable(key(candidacy.password) + b"\n") as password:
+            fds = (password.fileno(), hooks_end.fileno())
             self._child = command.spawn(argv(candidacy, password_fd=fds[0], hook_fd=fds[1]), pass_fds=fds)
-        assert self._child.stderr is not None  # noqa: S101 - spawn makes it a pipe
         self.pid = self._child.pid
         self.pidfd = os.pidfd_open(self.pid)
-        self.stderr = self._child.stderr.fileno()
+        self.stderr = _stderr(self._child)
         os.set_blocking(self.stderr, False)
         self._rest = b""
         self._born = monotonic()
+        self._beat, watchdogs_end = socket.socketpair()
+        self._beat.setblocking(False)
+        with watchdogs_end:
+            fd = watchdogs_end.fileno()
+            self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(fd), str(self.pid)], pass_fds=[fd])
+
+    def beat(self) -> None:
+        """Tell the watchdog that the daemon is well; without this, it ends ucarp after 5 s."""
+        with suppress(OSError):
+            self._beat.send(b"\n")
 
     def age(self) -> float:
         """Return for how many seconds this ucarp has run."""
         return monotonic() - self._born
 
-    def hooks(self) -> list[Hook]:
-        """Return what hooks have asked for; each waits for an answer."""
-        return [Hook(line) for line in self.channel.recv(4096).decode().split()]
+    def requests(self) -> list[Request]:
+        """Return what hooks have asked for; each of them waits for an answer."""
+        with suppress(OSError):  # a hook was killed while it waited
+            lines = self.channel.recv(4096).decode().splitlines()
+            return [Request(Hook(hook), token) for hook, token in map(str.split, lines)]
+        return []
 
-    def answer(self) -> None:
-        """Let the waiting hook, and with it ucarp, go on."""
-        with suppress(OSError):  # both are gone: their end is an event of its own
-            self.channel.sendall(b"ok\n")
+    def answer(self, request: Request) -> None:
+        """Let the hook that waits, and with it ucarp, go on."""
+        with suppress(OSError):  # both are gone: that is an event of its own
+            self.channel.sendall(f"ok {request.token}\n".encode())
 
     def lines(self) -> list[str]:
         """Return the complete lines that ucarp has written."""
@@ -179,9 +199,25 @@ class Ucarp:
 
     def close(self) -> int:
         """Free what belongs to a ucarp that has ended, and return its exit status (negative: a signal)."""
+        command.kill(self._watchdog)
+        self._watchdog.wait()
         status = self._child.wait()
         os.close(self.pidfd)
-        self.channel.close()
-        if self._child.stderr:
-            self._child.stderr.close()
+        for end in (self.channel, self._beat, self._child.stderr, self._watchdog.stderr):
+            if end:
+                end.close()
         return status
+
+
+def _readable(content: bytes) -> BinaryIO:
+    """Return a pipe to read the content from; nothing of it touches a disk."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(content)
+    return os.fdopen(reader, "rb")
+
+
+def _stderr(child: Popen[bytes]) -> int:
+    if child.stderr is None:
+        raise TypeError("a child without a stderr pipe")
+    return child.stderr.fileno()

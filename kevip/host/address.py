@@ -3,20 +3,37 @@
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
+from kevip.errors import HostError
 from kevip.host import command
-from kevip.host.interface import Interface
+from kevip.host.interface import Interface, listing
 
 LEASE = 6
 """Seconds that the kernel keeps the VIP after the last renewal. If kevip dies, no second holder is left behind."""
 
+_EXISTS = ("File exists", "Address already assigned")
 _ABSENT = ("Cannot assign requested address", "Address not found", "Cannot find device")
-"""What ``ip`` says when there is nothing to delete: without and with extended acks, and without the interface."""
+"""What ``ip`` says when an address is there already, and when there is none to delete, depending on its version."""
+
+_LIFETIME = ("valid_lft", str(LEASE), "preferred_lft", "0")
+
+
+def take(vip: IPv4Address, interface: str) -> None:
+    """Add the VIP for LEASE seconds; raises CommandError, or HostError if somebody else has added it before."""
+    try:
+        command.run_now(["ip", "address", "add", f"{vip}/32", "dev", interface, *_LIFETIME])
+    except command.CommandError as error:
+        if not any(reason in error.stderr for reason in _EXISTS):
+            raise
+        if interface not in leases(listing(command.run_now), vip):
+            raise HostError(
+                f"somebody added VIP {vip} to {interface} by hand: ip address delete {vip}/32 dev {interface}"
+            ) from None
+        hold(vip, interface)
 
 
 def hold(vip: IPv4Address, interface: str) -> None:
-    """Add the VIP, or renew it, for LEASE seconds. The host never chooses it as a source. Raises CommandError."""
-    lifetime = ["valid_lft", str(LEASE), "preferred_lft", "0"]
-    command.run_now(["ip", "address", "replace", f"{vip}/32", "dev", interface, *lifetime])
+    """Renew the VIP, or add it again, for LEASE seconds; raises CommandError."""
+    command.run_now(["ip", "address", "replace", f"{vip}/32", "dev", interface, *_LIFETIME])
 
 
 def drop(vip: IPv4Address, interface: str) -> None:

@@ -8,13 +8,16 @@ that stays: ``sh`` would add three threads to the process for it.
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import sh
 
 from kevip.errors import KevipError
 from kevip.log import logger
+
+Runner = Callable[[Sequence[str]], str]
+"""How a program is run: ``run`` or ``run_now``."""
 
 TIMEOUT = 10.0
 """Seconds that a program may take."""

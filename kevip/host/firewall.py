@@ -13,6 +13,8 @@ BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
 _WAIT = "--wait=4"
 """Seconds to wait for another program's xtables lock: less than a hook waits for us. The nft back end has no lock."""
 
+_TABLES = ("mangle", "filter", "nat")
+
 _KUBERNETES = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
 """Chains that a kubelet makes in the back end that the host uses, for others to find (KEP-3178)."""
 
@@ -23,9 +25,23 @@ class Iptables:
 
     prefix: str
 
-    def save(self) -> str:
-        """Return all rules as ``iptables-save`` prints them; raises CommandError."""
-        return command.run([f"{self.prefix}-save"])
+    def save(self, run: command.Runner = command.run) -> str:
+        """Return all rules as ``iptables-save`` prints them; raises CommandError, HostError if it cannot read some."""
+        saved = run([f"{self.prefix}-save"])
+        if unreadable := [table for table in _TABLES if f"# Table `{table}' is incompatible" in saved]:
+            raise HostError(
+                f"{self.prefix} cannot read {' and '.join(unreadable)}: rules made with nft are in there; "
+                "keep them in a table of their own (nft list ruleset shows them)"
+            )
+        return saved
+
+    def works(self) -> bool:
+        """Whether this back end can be used: its programs may be there without the kernel's part of it."""
+        try:
+            self.save(command.run_now)
+        except (command.CommandError, HostError):
+            return False
+        return True
 
     def apply(self, text: str) -> None:
         """Apply ``iptables-restore`` text, a table at a time, leaving all other rules alone; raises CommandError."""
@@ -61,7 +77,7 @@ def choose(saved: Mapping[Backend, str], preset: Backend) -> tuple[Backend, str]
         return used[0], "it has rules"
     if preset in saved:
         return preset, "it is this host's default"
-    return next(iter(saved)), "it is the only one installed"
+    return next(iter(saved)), "it is the only one that works"
 
 
 def select(wanted: Backend | Literal["auto"]) -> tuple[Iptables, str]:
@@ -72,6 +88,15 @@ def select(wanted: Backend | Literal["auto"]) -> tuple[Iptables, str]:
     if wanted != "auto":
         if wanted not in found:
             raise HostError(f"iptables-{wanted} is not installed: apt-get install iptables, or set --iptables to auto")
+        found[wanted].save()
         return found[wanted], "--iptables says so"
-    backend, reason = choose({each: found[each].save() for each in found}, default())
+    saved, errors = {}, list[str]()
+    for each, iptables in found.items():
+        try:
+            saved[each] = iptables.save()
+        except command.CommandError as error:
+            errors += error.problems
+    if not saved:
+        raise HostError(*errors)
+    backend, reason = choose(saved, default())
     return found[backend], reason

@@ -36,6 +36,7 @@ class Interface:
 
     name: str
     up: bool
+    ethernet: bool = True
     addresses: tuple[Address, ...] = ()
 
     def subnet_of(self, vip: IPv4Address) -> IPv4Network | None:
@@ -71,6 +72,7 @@ def parse(text: str) -> tuple[Interface, ...]:
         Interface(
             name=entry["ifname"],
             up="UP" in entry["flags"],
+            ethernet=entry["link_type"] == "ether",
             addresses=tuple(_parse_address(each) for each in entry["addr_info"] if each["family"] == "inet"),
         )
         for entry in json.loads(text)
@@ -78,9 +80,9 @@ def parse(text: str) -> tuple[Interface, ...]:
     )
 
 
-def listing() -> tuple[Interface, ...]:
+def listing(run: command.Runner = command.run) -> tuple[Interface, ...]:
     """Return this host's interfaces; raises CommandError."""
-    return parse(command.run(["ip", "-json", "address", "show"]))
+    return parse(run(["ip", "-json", "address", "show"]))
 
 
 def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None) -> Placement:
@@ -142,6 +144,8 @@ def _primaries(interface: Interface, vip: IPv4Address) -> list[IPv4Address]:
 def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
     """Say what keeps the VIP from this interface."""
     problems = []
+    if not interface.ethernet:
+        problems.append(f"interface {interface.name} is no Ethernet: CARP and ARP need one")
     if not interface.up:
         problems.append(f"interface {interface.name} is down: ip link set dev {interface.name} up")
     if not _primaries(interface, vip):

@@ -4,6 +4,8 @@ import ctypes
 import os
 from pathlib import Path
 
+from kevip.errors import HostError
+
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}
 """The capabilities that kevip needs, by their bit in capability sets (linux/capability.h)."""
 
@@ -25,7 +27,10 @@ def _forwarding(interface: str) -> list[Path]:
 
 def forwards(interface: str) -> bool:
     """Whether IPv4 packets that come in on the interface are forwarded."""
-    return all(path.read_text().strip() == "1" for path in _forwarding(interface))
+    try:
+        return all(path.read_text().strip() == "1" for path in _forwarding(interface))
+    except FileNotFoundError:
+        return False  # the interface is gone
 
 
 def may_forward(interface: str) -> bool:
@@ -34,10 +39,13 @@ def may_forward(interface: str) -> bool:
 
 
 def enable_forwarding(interface: str) -> None:
-    """Switch IPv4 forwarding on; raises OSError."""
-    for path in _forwarding(interface):
-        if path.read_text().strip() != "1":
-            path.write_text("1")
+    """Switch IPv4 forwarding on; raises HostError."""
+    try:
+        for path in _forwarding(interface):
+            if path.read_text().strip() != "1":
+                path.write_text("1")
+    except OSError as error:
+        raise HostError(f"IP forwarding is off: {error}: sysctl -w net.ipv4.ip_forward=1 on the host") from None
 
 
 def hide_argument(secret: str) -> None:

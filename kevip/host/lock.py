@@ -27,6 +27,7 @@ def take(vip: IPv4Address) -> socket.socket:
 def _holder(name: str) -> str:
     """Say which process holds a lock, if it can be told."""
     with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)  # nobody accepts: when the backlog is full, connect would wait
         try:
             peer.connect(name)
             pid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
