@@ -1,5 +1,6 @@
 """The command line: every option once, with its flag, variable, type, default and help."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from kevip.daemon import Daemon
 from kevip.errors import ExitStatus, KevipError
 from kevip.host import firewall, kernel, lock
 from kevip.runtime import StateFile
+
+_STDERR = 2
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -177,8 +180,18 @@ def _serve(config: Config) -> None:
         Daemon(config, host, state).run()
 
 
+def _open_standard_files() -> None:
+    """Put /dev/null in place of a closed stdin, stdout or stderr, so that no socket of ours becomes one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(fd)
+    if sys.stderr is None:
+        sys.stderr = open(_STDERR, "w", closefd=False)  # noqa: SIM115 - a descriptor, open to the end
+
+
 def main() -> NoReturn:
     """Run the command line, and end with an exit status of ExitStatus."""
+    _open_standard_files()
     try:
         cli.main(standalone_mode=False, prog_name="kevip")
     except KevipError as error:

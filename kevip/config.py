@@ -1,5 +1,6 @@
 """The settings of one VIP: parsed, checked all at once, and kept as a frozen value."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -99,7 +100,7 @@ def _password(password: str | None, file: Path | None) -> str:
             )
         return password
     try:
-        text = file.read_bytes().decode(errors="surrogateescape")
+        text = os.fsdecode(file.read_bytes())
     except OSError as error:
         raise SettingsError(f"{label('password_file')}: cannot read {file}: {error.strerror}") from None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
@@ -116,7 +117,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
     if values.get("password") == "":
-        yield f"{label('password')} is empty: set it to what all replicas share"
+        yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
         if (number := values.get(name)) is not None and not (
             least <= number <= most or (name, number) == ("vip_id", 0)

@@ -1,7 +1,9 @@
 """Log events as key-value lines on stderr: JSON for machines, aligned text for a terminal."""
 
 import contextlib
+import json
 import os
+import select
 import sys
 from typing import Any, Literal
 
@@ -12,14 +14,35 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class _Stderr:
-    """Stderr as a sink that keeps nothing and never raises: a log reader that went away must not take the VIP along."""
+    """Stderr as a sink that neither raises nor waits: a log reader that is gone or stalls must not take the VIP along.
+
+    What a stalled reader does not take is dropped and counted; the count is the next thing that it reads.
+    """
+
+    def __init__(self) -> None:
+        self._dropped = 0
 
     def write(self, text: str) -> None:
+        if self._dropped:
+            text = json.dumps({"event": "log.dropped", "level": "warning", "lines": self._dropped}) + "\n" + text
         with contextlib.suppress(OSError, ValueError):
-            os.write(sys.stderr.fileno(), text.encode(errors="backslashreplace"))
+            self._dropped = (
+                0 if _write(sys.stderr.fileno(), text.encode(errors="backslashreplace")) else self._dropped + 1
+            )
 
     def flush(self) -> None:
         """Do nothing: nothing is kept."""
+
+
+def _write(fd: int, data: bytes) -> bool:
+    """Write without waiting; say whether all of it went. A pipe that is ready has room for PIPE_BUF bytes (pipe(7))."""
+    ready = select.poll()
+    ready.register(fd, select.POLLOUT)
+    for start in range(0, len(data), select.PIPE_BUF):
+        if not ready.poll(0):
+            return False
+        os.write(fd, data[start : start + select.PIPE_BUF])
+    return True
 
 
 def configure(*, form: Format, level: Level) -> None:

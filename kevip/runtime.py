@@ -36,12 +36,14 @@ class StateFile:
     def write(self, role: str) -> None:
         """Say which role this daemon has from now on; raises OSError."""
         state = {"vip": str(self.vip), "pid": os.getpid(), "role": role, "since": datetime.now(UTC).isoformat()}
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # another kevip may have removed it, empty
         draft = self.path.with_suffix(".new")
         draft.write_text(json.dumps(state) + "\n")
         draft.replace(self.path)
 
     def remove(self) -> None:
         """Remove the file, and the directory if nobody else's file is in it."""
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, self.path.with_suffix(".new")):
+            path.unlink(missing_ok=True)
         with suppress(OSError):
             self.run_dir.rmdir()
