@@ -134,6 +134,12 @@ class Namespace:
         """Run iptables here."""
         return self.run(f"iptables-{backend}", "--wait", *arguments)
 
+    def neighbour(self, address: str) -> str | None:
+        """Return the MAC address that this host has for a neighbour."""
+        [entry] = json.loads(self.run("ip", "-json", "neighbour", "show", "to", address)) or [{}]
+        mac: str | None = entry.get("lladdr")
+        return mac
+
     def pids(self) -> set[int]:
         """Return the processes on this host."""
         return {int(pid) for pid in run("ip", "netns", "pids", self.name).split()}
@@ -174,6 +180,7 @@ class Network:
         self.switch = self._host(f"{prefix}-switch")
         self.switch.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
         self.switch.run("ip", "link", "set", "br0", "up")
+        self.switch.sysctl("net.bridge.bridge-nf-call-iptables", "0")  # a switch looks at no IP packet
         self.router = self._host(f"{prefix}-router")
         self.router.sysctl("net.ipv4.ip_forward", "1")
         self.client = self._host(f"{prefix}-client")
@@ -209,7 +216,7 @@ class Network:
         _up(host, device, address)
 
     def port(self, node: Namespace) -> str:
-        """Return the switch port of a node."""
+        """Return the switch port of a host."""
         return node.name.rpartition("-")[2]
 
     def cut(self, node: Namespace) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lab.network import TARGET, VIP, Namespace, eventually
 
@@ -20,7 +20,9 @@ PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
 class Replica:
     """A kevip in a node; starts at once. ``settings`` are flags by name, True for a switch, None to leave one out."""
 
-    def __init__(self, node: Namespace, *, env: dict[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, node: Namespace, *, env: dict[str, str] | None = None, wrapper: tuple[str, ...] = (), **settings: Any
+    ) -> None:
         self.node = node
         self.directory = Path(tempfile.mkdtemp(prefix=f"{node.name}-"))
         settings = {
@@ -31,6 +33,7 @@ class Replica:
         self._log = self.directory / "log"
         with self._log.open("w") as log:
             self.process = node.popen(
+                *wrapper,
                 sys.executable,
                 "-m",
                 "kevip",
@@ -75,10 +78,14 @@ class Replica:
 
     def ucarp(self) -> int:
         """Return the process id of the daemon's ucarp; raises LookupError."""
-        for pid in _children(self.process.pid):
+        for pid in self.children("ucarp"):
             if _command(pid).startswith("ucarp\0"):
                 return pid
         raise LookupError("no ucarp")
+
+    def children(self, name: str) -> list[int]:
+        """Return the processes below the daemon that have a name in their command line."""
+        return [pid for pid in _children(self.process.pid) if name in _command(pid)]
 
     def kill(self) -> None:
         """End daemon, ucarp and hooks with SIGKILL, if they run."""
@@ -88,6 +95,13 @@ class Replica:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.remove()
 
     def remove(self) -> None:
         """Remove the replica's files."""

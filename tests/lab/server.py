@@ -1,23 +1,35 @@
 r"""The target, as a program: tells each TCP and UDP client the source address that it sees, and echoes what it gets.
 
 ``python -m lab.server ADDRESS PORT``: TCP gets "ADDRESS PORT\n" at once and then its own lines back; UDP gets
-"ADDRESS PORT\n" for each datagram. Prints "ready" when it listens.
+"ADDRESS PORT\n" for each datagram. After a line "chat" it also speaks of its own. Prints "ready" when it listens.
 """
 
 import asyncio
 import sys
 
 
+async def _chat(writer: asyncio.StreamWriter) -> None:
+    """Speak without being asked, until the connection ends."""
+    while True:
+        writer.write(b"chat\n")
+        await asyncio.sleep(0.01)
+
+
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     address, port = writer.get_extra_info("peername")
+    chat = None
     try:
         writer.write(f"{address} {port}\n".encode())
         while line := await reader.readline():
+            if line == b"chat\n":
+                chat = asyncio.create_task(_chat(writer))
             writer.write(line)
             await writer.drain()
     except OSError:
         pass
     finally:
+        if chat:
+            chat.cancel()
         writer.close()
 
 

@@ -110,3 +110,32 @@ class Probe:
 
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(None, None, None)
+
+
+class Conversations:
+    """Open connections on which the client speaks; a context manager. ``survivors`` ends them."""
+
+    def __init__(self, host: Namespace, vip: str, number: int, *, chatty: bool = False) -> None:
+        self._context = _program(host, "lab.talker", vip, str(PORT), str(number), *(["chatty"] if chatty else []))
+
+    def __enter__(self) -> Self:
+        self._program = self._context.__enter__()
+        assert self._program.stdout.readline() == "ready\n"
+        return self
+
+    def survivors(self) -> int:
+        """End the conversations and return how many of them lived until then."""
+        output, _ = self._program.communicate(timeout=40)
+        return int(output)
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(None, None, None)
+
+
+def send_frame(host: Namespace, to: bytes, packet: bytes) -> None:
+    """Send an IPv4 packet, such as it is, from a host's eth0."""
+    with host.entered():
+        sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with sender:
+        sender.bind(("eth0", 0))
+        sender.send(to + sender.getsockname()[4] + b"\x08\x00" + packet)

@@ -1,6 +1,7 @@
 """The lab for each test: built for it, removed after it, whatever happened in between."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from lab.network import Namespace, Network, require_own_namespace
@@ -34,18 +35,40 @@ def host() -> Iterator[Namespace]:
         space.remove()
 
 
-@pytest.fixture
-def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Replica]]:
-    """Start replicas; their logs are shown if the test fails, and they are killed when it ends."""
-    started: list[Replica] = []
+class Starter:
+    """Starts replicas, and ends what it has started."""
 
-    def make(*arguments: object, **settings: object) -> Replica:
-        replica = Replica(*arguments, **settings)  # type: ignore[arg-type]
-        started.append(replica)
+    def __init__(self) -> None:
+        self.started: list[Replica] = []
+
+    def __call__(self, node: Namespace, **settings: Any) -> Replica:
+        """Start a replica on a node."""
+        replica = Replica(node, **settings)
+        self.started.append(replica)
         return replica
 
-    yield make
-    for replica in started:
-        request.node.add_report_section("call", f"kevip on {replica.node.name}", replica.log())
-        replica.kill()
-        replica.remove()
+    def end(self) -> None:
+        """Kill all that still run."""
+        for replica in self.started:
+            replica.kill()
+            replica.remove()
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    """Start replicas; they are killed when the test ends."""
+    starter = Starter()
+    yield starter
+    starter.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the replicas with a test that failed."""
+    starter = item.funcargs.get("start")
+    if call.when == "call" and call.excinfo and isinstance(starter, Starter):
+        for replica in starter.started:
+            item.add_report_section("call", f"kevip on {replica.node.name}", replica.log())
+    return (yield)

@@ -64,9 +64,10 @@ def test_a_replica_with_another_password_never_joins_and_says_so(network: Networ
     bad = start(network.nodes[1], password="wrong").master()  # noqa: S106
     assert len(network.holders()) == 2
     for replica in (good, bad):
-        hint = replica.logged("election.bad_digest")["hint"]
-        assert "another password or VIP" in hint
-        assert "another group uses the id" in hint
+        event = replica.logged("election.bad_advert")
+        assert event["reason"] == "digest"
+        assert event["source"] in {f"{LAN}.11", f"{LAN}.12"} - {replica.events("daemon.started")[0]["source"]}
+        assert "compare --password and --vip on all replicas" in event["hint"]
     bad.stop()
     joined = start(network.nodes[1]).ready()
     eventually(lambda: network.holders() == [good.node] and joined.role() == "backup", what="the right password joins")
@@ -81,7 +82,7 @@ def test_a_long_password_from_a_file_is_one_with_the_same_from_a_variable(
     second = start(network.nodes[1], password=None, env={"PASSWORD": secret.read_text().rstrip()}).ready()
     time.sleep(4)  # longer than a master-down interval: it would be master by now
     assert (first.role(), second.role()) == ("master", "backup")
-    assert not first.events("election.bad_digest") + second.events("election.bad_digest")
+    assert not first.events("election.bad_advert") + second.events("election.bad_advert")
 
 
 def test_broadcast_adverts_elect_one_master_too(network: Network, start: Start) -> None:
@@ -131,11 +132,11 @@ def test_takes_over_from_plain_ucarp_and_the_other_way_round(network: Network, s
         assert network.holders() == [network.nodes[0]]
         assert kevip.stop()[0] == 0
         eventually(lambda: network.nodes[1].has(VIP), what="plain ucarp is master again")
-    assert not kevip.events("election.bad_digest")
+    assert not kevip.events("election.bad_advert")
 
 
 def test_another_group_with_the_same_id_is_warned_about_on_both_sides(network: Network, start: Start) -> None:
     replicas = [start(network.nodes[0]).master(), start(network.nodes[1], vip=VIP2, vip_id=100).master()]
     for replica in replicas:
-        assert "give this group another --vip-id" in replica.logged("election.bad_digest")["hint"]
+        assert "give this group another --vip-id" in replica.logged("election.bad_advert")["hint"]
     assert (tcp_source(network.client, VIP), tcp_source(network.client, VIP2)) == (VIP, VIP2)

@@ -1,12 +1,15 @@
 """Start, stop, crash and failure of one daemon, and what it leaves on the host: nothing."""
 
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,11 +154,9 @@ def test_a_stopped_ucarp_does_not_keep_the_vip(network: Network, start: Start) -
     old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=9).ready()
     os.kill(old.ucarp(), signal.SIGSTOP)
     new.master()
-    eventually(lambda: network.holders() == [new.node], what="the lease of the frozen master ends")
-    assert old.logged("lease.withheld")
+    eventually(lambda: network.holders() == [new.node], what="the frozen master lets go")
+    assert old.logged("election.silent")
     assert tcp_source(network.client, VIP) == VIP
-    os.kill(old.ucarp(), signal.SIGCONT)
-    eventually(lambda: len(network.holders()) == 1 and answers(network.client, VIP), what="one master again")
 
 
 def test_a_daemon_that_hangs_is_not_elected(network: Network, start: Start) -> None:
@@ -185,7 +186,7 @@ def test_hooks_that_run_twice_change_nothing(network: Network, start: Start) -> 
     for _ in range(2):
         _call_hook(replica, "vip-down")
         eventually(lambda: not network.holders(), what="the VIP is released")
-    assert not any("KEVIP" in line for line in network.nodes[0].rules()["nft"])
+    eventually(lambda: not any("KEVIP" in line for line in network.nodes[0].rules()["nft"]), what="the rules go")
     _call_hook(replica, "vip-up")
     assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
     assert tcp_source(network.client, VIP) == VIP
@@ -293,3 +294,100 @@ def test_a_log_that_nobody_reads_any_more_does_not_take_the_vip(network: Network
     eventually(lambda: answers(network.client, VIP), what="the VIP serves")
     daemon.terminate()
     assert daemon.wait(10) == 0
+
+
+def test_a_log_reader_that_stalls_does_not_take_the_vip(network: Network, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "kevip", f"--vip={VIP}", f"--target={TARGET}", f"--run-dir={tmp_path / 'run'}"]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
+    os.set_blocking(writer, True)
+    daemon = network.nodes[0].popen(*argv, env={"PASSWORD": PASSWORD}, stderr=writer)
+    os.close(writer)
+    eventually(lambda: answers(network.client, VIP), what="the VIP serves")
+    while select.select([reader], [], [], 0)[0] and os.read(reader, 4096).strip(b"\0") == b"":
+        pass
+    daemon.terminate()
+    assert daemon.wait(10) == 0
+    assert b"log.dropped" in os.read(reader, 65536)
+    os.close(reader)
+
+
+def test_starts_with_all_standard_files_closed(network: Network, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "kevip", f"--vip={VIP}", f"--target={TARGET}", f"--run-dir={tmp_path / 'run'}"]
+    daemon = network.nodes[0].popen(
+        "sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv, env={"PASSWORD": PASSWORD, "PATH": os.environ["PATH"]}
+    )
+    eventually(lambda: answers(network.client, VIP), what="the VIP serves")
+    daemon.terminate()
+    assert daemon.wait(10) == 0
+
+
+def test_a_hook_killed_while_it_waits_does_not_mislead_the_next(network: Network, start: Start, tmp_path: Path) -> None:
+    """Nor does the end of ucarp in the middle of a takeover end the daemon."""
+    wrapper = tmp_path / "iptables-nft-restore"
+    wrapper.write_text('#!/bin/sh\nsleep 1\nexec /usr/sbin/${0##*/} "$@"\n')
+    wrapper.chmod(0o755)
+    replica = start(network.nodes[0], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).ready()
+    [hook] = eventually(lambda: replica.children("vip-up"), what="the hook runs")
+    os.kill(replica.ucarp(), signal.SIGKILL)
+    os.kill(hook, signal.SIGKILL)
+    replica.logged("ucarp.exited")
+    replica.master()
+    assert tcp_source(network.client, VIP) == VIP
+    assert replica.stop()[0] == 0
+
+
+def test_impatient_signals_do_not_delay_the_stop(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    network.set_carrier(replica.node, on=False)
+    replica.logged("release.done")
+    begin = time.monotonic()
+    while replica.process.poll() is None:
+        replica.process.terminate()
+        time.sleep(0.3)
+        assert time.monotonic() - begin < 8
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_rule_of_others_that_jumps_to_our_chain_is_no_obstacle(network: Network, start: Start, backend: str) -> None:
+    """The kernel keeps a chain that is jumped to: it stays, empty, and is told."""
+    node = network.nodes[0]
+    replica = start(node, iptables=backend).master()
+    node.iptables("-t", "nat", "-A", "PREROUTING", "-s", "10.9.9.9", "-j", f"KEVIP-DNAT-{VIP}", backend=backend)
+    assert replica.stop()[0] == 1
+    assert "a rule of others jumps there" in replica.logged("release.failed")["error"]
+    left = [line for line in node.rules()[backend] if "KEVIP" in line]
+    assert f":KEVIP-DNAT-{VIP} -" in left
+    assert [line for line in left if line.startswith("-A")] == [f"-A PREROUTING -s 10.9.9.9/32 -j KEVIP-DNAT-{VIP}"]
+    again = start(node, iptables=backend).master()
+    assert again.events("leftovers.stay")
+    assert tcp_source(network.client, VIP) == VIP
+
+
+def test_an_address_that_somebody_added_by_hand_is_theirs(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).ready()
+    replica.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0")
+    assert f"somebody added VIP {VIP} to eth0 by hand" in replica.logged("takeover.failed")["error"]
+    assert ("eth0", f"{VIP}/32", "forever") in replica.node.addresses()
+    replica.stop()
+    assert ("eth0", f"{VIP}/32", "forever") in replica.node.addresses()
+
+
+def test_a_lock_that_others_hold_is_waited_for_and_told(network: Network, start: Start) -> None:
+    """The lock of legacy iptables, in a private /run; while it is held, no rule can be removed."""
+    node = network.nodes[0]
+    before = node.rules()
+    replica = start(node, iptables="legacy", wrapper=("unshare", "--mount", "sh", "-c", PRIVATE_RUN, "sh")).master()
+    lock = Path(f"/proc/{replica.process.pid}/root/run/xtables.lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        replica.process.terminate()
+        assert "xtables lock" in replica.logged("release.failed")["error"]
+    assert replica.process.wait(15) == 0
+    assert node.rules() == before
+
+
+PRIVATE_RUN = 'mount -t tmpfs tmpfs /run && exec "$@"'

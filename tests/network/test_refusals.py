@@ -1,5 +1,6 @@
 """What kevip refuses to start with: the message, the exit status, and a host that is untouched."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab.network import TARGET, VIP, Namespace
+from lab.replica import Replica
 
 ARGUMENTS = [f"--vip={VIP}", f"--target={TARGET}", "--password=secret"]
 
@@ -52,6 +54,7 @@ NO_SOURCE = (
      "VIP 10.77.0.0 is the network address of 10.77.0.0/24 on eth0: take another one"),
     (["--interface=eth9"], "interface eth9 does not exist: set --interface to one of lo, peer0, eth0"),
     (["--interface=peer0"], NO_SOURCE),
+    (["--interface=lo"], "interface lo is no Ethernet: CARP and ARP need one"),
 ])  # fmt: skip
 def test_refuses_a_place_that_does_not_fit(refused: Refused, arguments: list[str], message: str) -> None:
     assert refused(*ARGUMENTS, *arguments) == (3, f"kevip: {message}\n")
@@ -64,6 +67,7 @@ def test_refuses_an_interface_that_is_down(refused: Refused, host: Namespace) ->
 
 @pytest.mark.parametrize(("program", "package"), [
     ("ucarp", "ucarp"), ("ip", "iproute2"), ("iptables", "iptables"), ("setpriv", "util-linux"),
+    ("conntrack", "conntrack"), ("bash", "bash"),
 ])  # fmt: skip
 def test_says_what_to_install(refused: Refused, program: str, package: str) -> None:
     status, message = refused(after=f'mount --bind /dev/null "$(readlink -f "$(command -v {program})")"')
@@ -109,6 +113,26 @@ def test_tells_all_that_is_wrong_with_the_host_at_once(refused: Refused) -> None
     assert [line.split(":")[1].split(" is ")[0] for line in message.splitlines()] == [
         " ucarp", " capability NET_RAW", " VIP 10.9.0.1"
     ]  # fmt: skip
+
+
+def test_refuses_tables_that_iptables_cannot_read(refused: Refused, tmp_path: Path) -> None:
+    """They hold rules made with nft; ours could be added there, but not seen and not removed."""
+    wrapper = tmp_path / "iptables-nft-save"
+    wrapper.write_text("#!/bin/sh\necho \"# Table \\`nat' is incompatible, use 'nft' tool.\"\n")
+    wrapper.chmod(0o755)
+    status, message = refused(after=f"PATH={tmp_path}:$PATH")
+    assert status == 3
+    assert "kevip: iptables-nft cannot read nat: rules made with nft are in there; keep them in" in message
+
+
+def test_a_back_end_that_does_not_work_is_not_chosen(host: Namespace, tmp_path: Path) -> None:
+    """Its programs are there, but the kernel lacks it."""
+    wrapper = tmp_path / "iptables-nft-save"
+    wrapper.write_text("#!/bin/sh\necho 'Protocol not supported' >&2; exit 4\n")
+    wrapper.chmod(0o755)
+    with Replica(host, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as replica:
+        assert replica.logged("daemon.started")["iptables"] == "iptables-legacy"
+        replica.ready()
 
 
 def test_refuses_a_run_directory_that_cannot_be_made(refused: Refused) -> None:

@@ -21,8 +21,8 @@ def up(host: Namespace, backend: Backend, vip: IPv4Address = VIP, *, global_masq
 
 
 def down(host: Namespace, backend: Backend, vip: IPv4Address = VIP) -> None:
-    text = teardown(host.run(f"iptables-{backend}-save"), vip)
-    host.run(f"iptables-{backend}-restore", "--noflush", "--wait=4", stdin=text)
+    for text in teardown(host.run(f"iptables-{backend}-save"), vip):
+        host.run(f"iptables-{backend}-restore", "--noflush", "--wait=4", stdin=text)
 
 
 def add_canaries(host: Namespace, backend: Backend) -> dict[str, list[str]]:

@@ -173,6 +173,11 @@ def test_nothing_given() -> None:
     ]
 
 
+NOTHING = (
+    "the password is empty: set --password (PASSWORD), or --password-file (PASSWORD_FILE), to what all replicas share"
+)
+
+
 @pytest.mark.parametrize(("flags", "problem"), [
     ({"target": "db.example"},
      "--target (TARGET): 'db.example' is a name, not an IPv4 address: getent ahostsv4 db.example shows its address"),
@@ -193,7 +198,7 @@ def test_nothing_given() -> None:
     ({"advskew": "255"}, "--advskew (ADVSKEW): '255' is not a whole number from 0 to 254"),
     ({"advskew": "-1"}, "--advskew (ADVSKEW): '-1' is not a whole number from 0 to 254"),
     ({"dead_ratio": "٣"}, "--dead-ratio (DEAD_RATIO): '٣' is not a whole number from 1 to 255"),
-    ({"password": ""}, "--password (PASSWORD) is empty: set it to what all replicas share"),
+    ({"password": ""}, NOTHING),
     ({"log_level": "loud"}, "--log-level (LOG_LEVEL): 'loud' is none of debug, info, warning, error"),
     ({"run_dir": ""}, "--run-dir (RUN_DIR): '' is not a path"),
 ])  # fmt: skip

@@ -19,7 +19,7 @@ CANARY = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
     ({"nft": RULES, "legacy": RULES}, "legacy", ("legacy", "it is this host's default")),
     ({"nft": RULES, "legacy": HINT}, "nft", ("legacy", "the kubelet uses it")),
     ({"nft": CANARY, "legacy": RULES}, "legacy", ("nft", "the kubelet uses it")),
-    ({"legacy": NOTHING}, "nft", ("legacy", "it is the only one installed")),
+    ({"legacy": NOTHING}, "nft", ("legacy", "it is the only one that works")),
 ])  # fmt: skip
 def test_chooses(saved: dict[Backend, str], preset: Backend, choice: tuple[str, str]) -> None:
     assert choose(saved, preset) == choice

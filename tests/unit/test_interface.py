@@ -8,26 +8,28 @@ from kevip.errors import HostError
 from kevip.host.interface import FOREVER, Address, Interface, Placement, parse, place
 
 JSON = """
-[{"ifname":"lo","flags":["LOOPBACK","UP","LOWER_UP"],"addr_info":[
+[{"ifname":"lo","flags":["LOOPBACK","UP","LOWER_UP"],"link_type":"loopback","addr_info":[
    {"family":"inet","local":"127.0.0.1","prefixlen":8,"valid_life_time":4294967295,"preferred_life_time":4294967295}]},
  {},
- {"ifname":"eth0","flags":["BROADCAST","MULTICAST","UP"],"addr_info":[
+ {"ifname":"eth0","flags":["BROADCAST","MULTICAST","UP"],"link_type":"ether","addr_info":[
    {"family":"inet","local":"10.0.0.11","prefixlen":24,"valid_life_time":4294967295,"preferred_life_time":4294967295},
    {"family":"inet","local":"10.0.0.12","prefixlen":24,"secondary":true,
     "valid_life_time":4294967295,"preferred_life_time":4294967295},
    {"family":"inet","local":"10.0.0.100","prefixlen":32,"valid_life_time":5,"preferred_life_time":0},
    {"family":"inet6","local":"fe80::1","prefixlen":64,"valid_life_time":4294967295,"preferred_life_time":4294967295}]},
- {"ifname":"eth1","flags":["BROADCAST","MULTICAST"],"addr_info":[]}]
+ {"ifname":"eth1","flags":["BROADCAST","MULTICAST"],"link_type":"ether","addr_info":[]}]
 """
 
 VIP = IPv4Address("10.0.0.100")
 
 
-def interface(name: str, *addresses: str, up: bool = True) -> Interface:
-    return Interface(name=name, up=up, addresses=tuple(Address(ip=IPv4Interface(each)) for each in addresses))
+def interface(name: str, *addresses: str, up: bool = True, ethernet: bool = True) -> Interface:
+    return Interface(
+        name=name, up=up, ethernet=ethernet, addresses=tuple(Address(ip=IPv4Interface(each)) for each in addresses)
+    )
 
 
-LO = interface("lo", "127.0.0.1/8")
+LO = interface("lo", "127.0.0.1/8", ethernet=False)
 ETH0 = interface("eth0", "10.0.0.11/24")
 
 
@@ -83,6 +85,7 @@ OWN_ADDRESS = (
     ((LO,), "10.9.0.1", None,
      [NO_SUBNET.format("it has none")]),
     ((LO, ETH0), "10.0.0.100", "eth9", ["interface eth9 does not exist: set --interface to one of lo, eth0"]),
+    ((LO, ETH0), "10.0.0.100", "lo", ["interface lo is no Ethernet: CARP and ARP need one"]),
     ((LO, interface("eth0", "10.0.0.11/24", up=False)), "10.0.0.100", None,
      ["interface eth0 is down: ip link set dev eth0 up"]),
     ((LO, interface("eth0", up=False)), "10.0.0.100", "eth0",

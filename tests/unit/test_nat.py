@@ -4,7 +4,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from kevip.nat import Proxy, teardown
+from kevip.nat import Proxy, ours, teardown
 
 VIP = IPv4Address("10.0.0.100")
 TARGET = IPv4Address("192.0.2.9")
@@ -91,19 +91,53 @@ COMMIT
 
 
 def test_teardown_removes_what_is_ours_and_nothing_else() -> None:
-    assert (
-        teardown(SAVED, VIP)
-        == """\
-*nat
--D PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100
--D POSTROUTING -m comment --comment kevip:10.0.0.100 -j MASQUERADE
--F KEVIP-DNAT-10.0.0.100
--X KEVIP-DNAT-10.0.0.100
-COMMIT
-"""
-    )
+    disarm, delete = teardown(SAVED, VIP)
+    assert disarm.splitlines() == [
+        "*nat",
+        '-D PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100',
+        "-D POSTROUTING -m comment --comment kevip:10.0.0.100 -j MASQUERADE",
+        "-F KEVIP-DNAT-10.0.0.100",
+        "COMMIT",
+    ]
+    assert delete.splitlines() == ["*nat", "-X KEVIP-DNAT-10.0.0.100", "COMMIT"]
 
 
 @pytest.mark.parametrize("saved", ["", SAVED])
 def test_teardown_of_nothing_is_nothing(saved: str) -> None:
-    assert teardown(saved, IPv4Address("10.0.0.1")) == ""
+    assert teardown(saved, IPv4Address("10.0.0.1")) == ("", "")
+
+
+WHOLE = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -m comment --comment "kevip:10.0.0.10" -j KEVIP-DNAT-10.0.0.10
+-A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100
+-A PREROUTING -j DOCKER
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100/32 -m comment --comment "kevip:10.0.0.100" -j DNAT --to-destination 192.0.2.9
+COMMIT
+"""
+JUMP = '-A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100\n'
+RULE = WHOLE.splitlines(keepends=True)[5]
+
+
+@pytest.mark.parametrize(("saved", "flaws"), [
+    (WHOLE, []),
+    (WHOLE.replace(JUMP, ""), [f"nat rule missing: {JUMP.strip()}"]),
+    (WHOLE.replace(RULE, ""), [f"nat rule missing: {RULE.strip()}"]),
+    (WHOLE.replace(JUMP, "").replace("-j DOCKER\n", "-j DOCKER\n" + JUMP), ["nat PREROUTING: others before our jump"]),
+    (WHOLE.replace(RULE, RULE + "-A KEVIP-DNAT-10.0.0.100 -j RETURN\n"),
+     ["nat rule foreign: -A KEVIP-DNAT-10.0.0.100 -j RETURN"]),
+    ("", [f"nat rule missing: {JUMP.strip()}", f"nat rule missing: {RULE.strip()}"]),
+])  # fmt: skip
+def test_what_is_wrong_with_the_rules(saved: str, flaws: list[str]) -> None:
+    assert Proxy(vip=VIP, target=TARGET).flaws(saved, ours(WHOLE, VIP)) == flaws
+
+
+def test_repair_replaces_our_jumps_in_the_same_transaction() -> None:
+    text = Proxy(vip=VIP, target=TARGET).repair(WHOLE)
+    assert text == SCOPED.replace("*nat\n", f"*nat\n-D{JUMP.removeprefix('-A')}")
+
+
+@pytest.mark.parametrize(("global_masquerade", "number"), [(False, 9), (True, 8)])
+def test_the_number_of_rules(global_masquerade: bool, number: int) -> None:
+    assert Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade).rules() == number

@@ -1,0 +1,56 @@
+"""Connections that stay open, as a program: ``python -m lab.talker ADDRESS PORT NUMBER [chatty]``.
+
+Opens NUMBER connections and has a request answered on each about every 0.2 s; on a chatty one the target keeps speaking
+of its own. Prints "ready" when all are open; when its stdin ends, prints how many still answer, within 20 s each.
+"""
+
+import asyncio
+import sys
+
+PATIENCE = 20.0
+
+
+class _Talk:
+    def __init__(self) -> None:
+        self.alive = True
+        self.ending = asyncio.Event()
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, chatty: bool) -> None:
+        """Ask and be answered until the end; note if that fails."""
+        try:
+            if chatty:
+                writer.write(b"chat\n")
+            number = 0
+            while True:
+                last = self.ending.is_set()
+                number += 1
+                writer.write(f"{number}\n".encode())
+                async with asyncio.timeout(PATIENCE):
+                    while (line := await reader.readline()) != f"{number}\n".encode():
+                        if not line:
+                            raise ConnectionError
+                if last:
+                    break
+                await asyncio.sleep(0.2)
+        except (OSError, TimeoutError):
+            self.alive = False
+        finally:
+            writer.close()
+
+
+async def _main(address: str, port: int, number: int, *, chatty: bool) -> None:
+    talks, tasks = [_Talk() for _ in range(number)], []
+    for talk in talks:
+        reader, writer = await asyncio.open_connection(address, port)
+        await reader.readline()
+        tasks.append(asyncio.create_task(talk.run(reader, writer, chatty=chatty)))
+    print("ready", flush=True)  # noqa: T201 - the protocol with whoever started this
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    for talk in talks:
+        talk.ending.set()
+    await asyncio.gather(*tasks)
+    print(sum(talk.alive for talk in talks))  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), chatty="chatty" in sys.argv))

@@ -1,0 +1,233 @@
+"""Faults injected while a client connects: in the end one holder, traffic flowing, a log line that names the fault."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+
+import pytest
+from lab.network import CLIENT, LAN, VIP, Namespace, Network, eventually
+from lab.replica import PASSWORD, Replica
+from lab.traffic import answers, send_frame, tcp_source
+
+from kevip.election.carp import Advert, Group, Interval, build
+from kevip.election.ucarp import key
+
+Start = Callable[..., Replica]
+
+
+class Pair:
+    """A master and a backup with a client that connects."""
+
+    def __init__(self, network: Network, start: Start) -> None:
+        self.network = network
+        self.master = start(network.nodes[0], advskew=1).master()
+        self.backup = start(network.nodes[1], advskew=20).ready()
+        assert answers(network.client, VIP)
+
+    def heals(self, within: float = 30) -> Namespace:
+        """Wait until there is one holder and traffic flows; return the holder."""
+        network = self.network
+
+        def well() -> bool:
+            return len(network.holders()) == 1 and answers(network.client, VIP)
+
+        eventually(well, within=within, what="one holder, and traffic flows")
+        holder = network.settled()
+        assert tcp_source(network.client, VIP) == VIP
+        return holder
+
+
+@pytest.fixture
+def pair(network: Network, start: Start) -> Pair:
+    """Give a master and a backup."""
+    return Pair(network, start)
+
+
+def test_sigkill_of_the_daemon(pair: Pair) -> None:
+    pair.master.process.kill()
+    pair.backup.master()
+    eventually(lambda: not pair.master.node.has(VIP), what="the lease ends")
+    assert pair.heals() == pair.backup.node
+
+
+def test_sigkill_of_ucarp(pair: Pair) -> None:
+    os.kill(pair.master.ucarp(), signal.SIGKILL)
+    assert pair.master.logged("ucarp.exited")["status"] == -signal.SIGKILL
+    assert pair.heals() == pair.backup.node
+    assert pair.master.logged("handover.done")
+
+
+def test_sigkill_of_both(pair: Pair) -> None:
+    pair.master.kill()
+    pair.backup.master()
+    eventually(lambda: not pair.master.node.has(VIP), what="the lease ends")
+    assert pair.heals() == pair.backup.node
+
+
+def test_a_daemon_stopped_for_twenty_seconds(pair: Pair) -> None:
+    """The watchdog ends its ucarp, so a peer takes over long before it wakes."""
+    pair.master.process.send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    pair.backup.master(within=15)
+    time.sleep(max(0.0, begin + 20 - time.monotonic()))
+    assert answers(pair.network.client, VIP)
+    pair.master.process.send_signal(signal.SIGCONT)
+    assert pair.master.logged("ucarp.exited")["status"] == -signal.SIGKILL
+    assert pair.heals() == pair.backup.node
+
+
+def test_a_stopped_ucarp_of_the_master(pair: Pair) -> None:
+    os.kill(pair.master.ucarp(), signal.SIGSTOP)
+    assert "does not advertise" in pair.master.logged("election.silent")["hint"]
+    assert pair.heals() == pair.backup.node
+
+
+def test_a_stopped_ucarp_of_the_backup(pair: Pair) -> None:
+    os.kill(pair.backup.ucarp(), signal.SIGSTOP)
+    pair.backup.logged("ucarp.frozen")
+    pair.backup.logged("election.backup", times=2)
+    assert pair.heals() == pair.master.node
+
+
+def test_carrier_loss_and_return(pair: Pair) -> None:
+    pair.network.set_carrier(pair.master.node, on=False)
+    pair.backup.master()
+    pair.master.logged("release.done")
+    pair.network.set_carrier(pair.master.node, on=True)
+    assert pair.heals() == pair.backup.node
+
+
+def test_an_interface_deleted_and_made_again(pair: Pair) -> None:
+    node = pair.master.node
+    node.run("ip", "link", "delete", "eth0")
+    pair.backup.master()
+    assert "in no subnet of this host" in pair.master.logged("ucarp.not_started")["error"]
+    pair.network.plug(node, f"{LAN}.11/24", port="node1")
+    eventually(lambda: pair.master.role() == "backup", within=60, what="it is back in the election")
+    assert pair.heals() == pair.backup.node
+
+
+def test_link_down_and_up(pair: Pair) -> None:
+    pair.master.node.run("ip", "link", "set", "eth0", "down")
+    pair.backup.master()
+    pair.master.node.run("ip", "link", "set", "eth0", "up")
+    pair.master.node.run("ip", "route", "replace", "default", "via", f"{LAN}.1")
+    assert pair.master.logged("release.done")
+    pair.heals()
+
+
+@pytest.mark.parametrize("table", ["nat", "filter", "mangle"])
+def test_rules_flushed_by_others(pair: Pair, table: str) -> None:
+    whole = pair.master.node.rules()
+    pair.master.node.iptables("-t", table, "-F")
+    begin = time.monotonic()
+    what = pair.master.logged("drift.repaired")["what"]
+    assert time.monotonic() - begin < 6
+    assert any(line.startswith(f"{table} rule missing: -A") for line in what)
+    assert pair.master.node.rules() == whole
+    assert pair.heals() == pair.master.node
+
+
+def test_a_jump_that_is_not_first_any_more(pair: Pair) -> None:
+    pair.master.node.iptables("-t", "nat", "-I", "POSTROUTING", "-j", "MASQUERADE")
+    what = pair.master.logged("drift.repaired", within=6)["what"]
+    assert what == ["nat POSTROUTING: others before our jump"]
+    assert tcp_source(pair.network.client, VIP) == VIP
+    assert "-A POSTROUTING -j MASQUERADE" in pair.master.node.rules()["nft"]
+    assert pair.heals() == pair.master.node
+
+
+def test_the_address_deleted_by_hand(pair: Pair) -> None:
+    pair.master.node.run("ip", "address", "delete", f"{VIP}/32", "dev", "eth0")
+    assert pair.master.logged("drift.repaired", within=6)["what"] == ["address missing on eth0"]
+    assert pair.heals() == pair.master.node
+
+
+def test_forwarding_switched_off(pair: Pair) -> None:
+    pair.master.node.sysctl("net.ipv4.ip_forward", "0")
+    assert pair.master.logged("drift.repaired", within=6)["what"] == ["IP forwarding off"]
+    assert pair.heals() == pair.master.node
+
+
+def test_what_a_backup_must_not_have(pair: Pair) -> None:
+    rules = pair.master.node.run("iptables-nft-save")
+    pair.backup.node.run("iptables-nft-restore", stdin=rules)
+    pair.backup.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0", "valid_lft", "60", "preferred_lft", "0")
+    what = pair.backup.logged("drift.repaired", within=6)["what"]
+    assert "address on eth0" in what
+    eventually(lambda: not any("KEVIP" in line for line in pair.backup.node.rules()["nft"]), what="rules are removed")
+    assert pair.heals() == pair.master.node
+
+
+def test_no_route_to_the_target(pair: Pair) -> None:
+    pair.master.node.run("ip", "route", "delete", "default")
+    assert "no route to" in pair.master.logged("election.resigned")["reason"]
+    assert pair.heals() == pair.backup.node
+
+
+@pytest.mark.parametrize("reason", ["digest", "truncated", "random"])
+def test_bad_adverts(pair: Pair, reason: str) -> None:
+    group = Group(vhid=100, vip=IPv4Address(VIP), key=key(PASSWORD if reason != "digest" else "wrong"))
+    advert = Advert(source=IPv4Address(CLIENT), interval=Interval(1, 0), counter=1)
+    packet = build(group, advert)
+    if reason == "truncated":
+        packet = packet[:30]
+    elif reason == "random":
+        packet = packet[:20] + bytes([0x21, 100]) + bytes(range(40))
+    for _ in range(5):
+        send_frame(pair.network.client, bytes.fromhex("01005e000012"), packet)
+    event = pair.master.logged("election.bad_advert")
+    assert event["reason"] == {"digest": "digest", "truncated": "truncated", "random": "checksum"}[reason]
+    assert len(pair.master.events("election.bad_advert")) == 1
+    assert pair.heals() == pair.master.node
+
+
+def test_two_masters_after_a_partition(pair: Pair) -> None:
+    pair.network.cut(pair.backup.node)
+    pair.backup.master()
+    assert len(pair.network.holders()) == 2
+    pair.network.mend(pair.backup.node)
+    holder = pair.heals()
+    assert holder == pair.master.node
+    assert pair.master.logged("election.rival")["source"] == f"{LAN}.12"
+    assert pair.backup.logged("release.done")
+
+
+def test_a_foreign_host_with_the_vip(pair: Pair) -> None:
+    foreign = Namespace(f"{pair.network.client.name}-x")
+    try:
+        pair.network.plug(foreign, f"{VIP}/24", port="foreign")
+        mac = json.loads(foreign.run("ip", "-json", "link", "show", "eth0"))[0]["address"]
+        assert pair.master.logged("address.duplicate", within=60)["mac"] == mac
+    finally:
+        foreign.remove()
+    assert pair.network.holders() == [pair.master.node]
+
+
+def test_ten_kevips_stopped_at_once(network: Network, start: Start) -> None:
+    vips = [f"{LAN}.{number}" for number in range(101, 106)]
+    before = [(node.rules(), node.addresses()) for node in network.nodes[:2]]
+    replicas = [start(node, vip=vip) for vip in vips for node in network.nodes[:2]]
+    for replica in replicas:
+        replica.ready()
+    for vip in vips:
+        network.settled(vip=vip)
+    for replica in replicas:
+        replica.process.terminate()
+    assert [replica.process.wait(20) for replica in replicas] == [0] * 10
+    assert [(node.rules(), node.addresses()) for node in network.nodes[:2]] == before
+
+
+def test_a_master_that_wakes_after_others_took_over_does_not_touch_the_vip(pair: Pair) -> None:
+    pair.master.process.send_signal(signal.SIGSTOP)
+    pair.backup.master(within=15)
+    eventually(lambda: not pair.master.node.has(VIP), what="the lease ends")
+    monitor = pair.master.node.popen("ip", "monitor", "address", stdout=subprocess.PIPE, text=True)
+    pair.master.process.send_signal(signal.SIGCONT)
+    pair.master.logged("election.backup", times=2)
+    monitor.terminate()
+    assert VIP not in monitor.communicate(timeout=10)[0]

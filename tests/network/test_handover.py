@@ -1,0 +1,121 @@
+"""Planned moves of the VIP, and connections that outlive the master."""
+
+import time
+from collections.abc import Callable
+
+from lab.network import LAN, TARGET, VIP, Namespace, Network, eventually
+from lab.replica import Replica
+from lab.traffic import Conversations, Probe, tcp_source
+
+Start = Callable[..., Replica]
+
+
+def three(network: Network, start: Start, **settings: object) -> dict[Namespace, Replica]:
+    """Start a replica on each node; return them when they have a master."""
+    replicas = {node: start(node, **settings).ready() for node in network.nodes}
+    eventually(network.holders, what="a master is elected")
+    network.settled()
+    return replicas
+
+
+def test_a_planned_stop_fails_no_connect_and_cuts_no_connection(network: Network, start: Start) -> None:
+    replicas = three(network, start)
+    master = network.settled()
+    with Conversations(network.client, VIP, 100) as talk, Probe(network.client, VIP) as probe:
+        status, seconds = replicas[master].stop()
+        assert (status, seconds < 5) == (0, True)
+        assert network.settled() != master
+        report = probe.report()
+        assert (report.failed, report.sources) == (0, [VIP])
+        assert report.longest_gap < 0.5
+        assert talk.survivors() == 100
+    assert replicas[master].logged("handover.done")["to"] == f"{LAN}.{10 + network.nodes.index(network.settled()) + 1}"
+
+
+def test_only_one_backup_takes_over_at_a_goodbye(network: Network, start: Start) -> None:
+    replicas = three(network, start)
+    master = network.settled()
+    before = {node: len(replica.events("takeover.done")) for node, replica in replicas.items()}
+    replicas[master].stop()
+    network.settled()
+    took = [node for node, replica in replicas.items() if len(replica.events("takeover.done")) > before[node]]
+    assert len(took) == 1
+
+
+def test_a_rolling_restart_of_all_replicas_fails_no_connect(network: Network, start: Start) -> None:
+    replicas = three(network, start)
+    with Probe(network.client, VIP) as probe:
+        for node in network.nodes:
+            assert replicas[node].stop()[0] == 0
+            replicas[node] = start(node).ready()
+            network.settled()
+        report = probe.report()
+    assert (report.failed, report.sources) == (0, [VIP])
+
+
+def test_a_crash_cuts_no_connection_on_which_the_client_speaks(network: Network, start: Start) -> None:
+    replicas = three(network, start)
+    master = network.settled()
+    with Conversations(network.client, VIP, 100) as talk, Conversations(network.far_client, VIP, 20) as far:
+        network.cut(master)
+        replicas[master].kill()
+        network.settled([node for node in network.nodes if node != master])
+        assert (talk.survivors(), far.survivors()) == (100, 20)
+
+
+def test_a_target_that_speaks_first_on_the_new_master_does_not_cut_the_connection(
+    network: Network, start: Start
+) -> None:
+    """Its packets find no connection there: they draw no reset, and open no wrong entry."""
+    replicas = three(network, start)
+    master = network.settled()
+    with Conversations(network.client, VIP, 10, chatty=True) as talk:
+        network.cut(master)
+        replicas[master].kill()
+        network.settled([node for node in network.nodes if node != master])
+        assert talk.survivors() == 10
+
+
+def test_a_process_on_the_new_master_keeps_its_connection(network: Network, start: Start) -> None:
+    """It was tracked there, untranslated, as a connection to the VIP elsewhere."""
+    old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=20).ready()
+    with Conversations(new.node, VIP, 5) as talk:
+        old.stop()
+        new.master()
+        assert talk.survivors() == 5
+
+
+def test_a_stop_without_peers_does_not_wait_for_them_long(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    status, seconds = replica.stop()
+    assert status == 0
+    assert seconds < 3
+    replica.logged("handover.nobody")
+
+
+def test_neighbours_are_told_several_times_where_the_vip_is(network: Network, start: Start) -> None:
+    """Also a neighbour that missed the first announcements learns it."""
+    old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=20).ready()
+    assert tcp_source(network.client, VIP) == VIP
+    mac = network.client.neighbour(VIP)
+    network.cut(network.client)
+    network.cut(old.node)
+    old.kill()
+    new.logged("takeover.done")
+    time.sleep(0.2)  # long enough for the first announcements, ucarp's among them
+    network.mend(network.client)
+    eventually(lambda: network.client.neighbour(VIP) not in (mac, None), within=6, what="the client learns the new MAC")
+
+
+def test_connections_are_forgotten_after_a_release(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    assert tcp_source(network.client, VIP) == VIP
+    assert f"dst={VIP}" in network.nodes[0].run("conntrack", "-L", "-d", VIP)
+    replica.stop()
+    assert f"dst={VIP}" not in network.nodes[0].run("conntrack", "-L", "-d", VIP)
+
+
+def test_strict_connection_tracking_is_warned_about(network: Network, start: Start) -> None:
+    network.nodes[0].sysctl("net.netfilter.nf_conntrack_tcp_loose", "0")
+    assert "nf_conntrack_tcp_loose=1" in start(network.nodes[0]).logged("conntrack.strict")["hint"]
+    assert TARGET
