@@ -8,7 +8,7 @@ from time import monotonic
 
 from kevip.check import Host, locate
 from kevip.config import Config
-from kevip.election.carp import BadAdvertError, Farewell, farewell
+from kevip.election.carp import Advert, BadAdvertError, Farewell, farewell
 from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
 from kevip.errors import KevipError
 from kevip.host import address, conntrack, kernel
@@ -49,6 +49,9 @@ LOOK_AGAIN = 2.0
 
 STUCK = 3
 """How often rules that cannot be removed are tried again during a stop, a second apart."""
+
+PROMPT = 0.5
+"""Seconds after which a master that should have advertised is none any more."""
 
 QUIET = 60.0
 """Seconds in which the same warning is logged once."""
@@ -119,9 +122,9 @@ class Daemon:
         elif self._service.active and not self._elected and self._handover is None:
             self._let_go()
         if self._waiting and self._ucarp:
+            while self._waiting:
+                self._ucarp.answer(self._waiting.pop())
             self._write_state("master" if self._service.active else "backup")
-        while self._waiting and self._ucarp:
-            self._ucarp.answer(self._waiting.pop())
 
     # Signals
 
@@ -260,9 +263,19 @@ class Daemon:
                 self._warn_once("election.bad_advert", source, reason=heard.reason, source=source, hint=hint)
             elif self._handover is not None and (heir := segment.master(monotonic() - self._handover)):
                 self._end_handover(heir)
-            elif self._service.active and segment.own < heard.interval:
-                self._warn_once("election.rival", heard.source, source=str(heard.source), hint="we keep the VIP")
-                self._announce()
+            elif self._service.active and self._handover is None:
+                self._on_rival(segment, heard)
+
+    def _on_rival(self, segment: Segment, heard: Advert) -> None:
+        """Settle at once who of two masters stays it; ucarp, being late, would take a second."""
+        if segment.yields_to(heard):
+            self._log.warning("election.yielded", to=str(heard.source))
+            self._end_ucarp()
+            self._declined = True
+            self._let_go()
+        elif heard.source in segment.peers:
+            self._warn_once("election.rival", heard.source, source=str(heard.source), hint="we keep the VIP")
+            self._announce()
 
     # The VIP: taking it over
 
@@ -277,13 +290,14 @@ class Daemon:
             return
         if self._segment:
             self._segment.advertised = monotonic()
-        self._log.info("takeover.done", interface=self._interface, ms=_milliseconds_since(begin))
-        self._loop.after(0, self._complete_takeover)
+        milliseconds = _milliseconds_since(begin)
+        self._loop.after(0, partial(self._complete_takeover, milliseconds))
         self._loop.after(0, self._check_adverts)
-        self._loop.after(TICK, self._tick)
 
-    def _complete_takeover(self) -> None:
+    def _complete_takeover(self, milliseconds: float) -> None:
+        """Do what need not be done before ucarp goes on."""
         self._announce()
+        self._log.info("takeover.done", interface=self._interface, ms=milliseconds)
         try:
             self._service.complete()
         except KevipError as error:
@@ -348,7 +362,7 @@ class Daemon:
             return
         for _ in self._segment.listen():  # what came while this process was stopped, say
             pass
-        if heir := self._segment.master(self._segment.own.seconds * self._config.dead_ratio):
+        if heir := self._segment.master(self._segment.own.seconds + PROMPT):
             self._log.info("handover.done", to=str(heir), seconds=0.0)
             self._followed(drain=True)
             return
@@ -405,6 +419,8 @@ class Daemon:
         try:
             self._service.leave_rules()
             self._stuck = 0
+            if not self._stopping:
+                self._service.stand_by()
         except KevipError as error:
             self._log.error(
                 "release.failed", error=str(error), hint="it is tried again; rules that are left do nothing"

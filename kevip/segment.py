@@ -64,10 +64,16 @@ class Segment:
             self._masters[advert.source] = monotonic()
         else:
             self._masters.pop(advert.source, None)
+            self.peers.pop(advert.source)  # it leaves; and whoever it leaves to is heard soon
 
     def master(self, within: float) -> IPv4Address | None:
         """Return another host that advertised as master in the last seconds, and meant to stay it."""
         return next((source for source, heard in self._masters.items() if monotonic() - heard <= within), None)
+
+    def yields_to(self, advert: Advert) -> bool:
+        """Whether of two masters the sender of this advert is preferred: more frequent, or a lower address."""
+        rank = (advert.interval, advert.source)
+        return advert.source in self._masters and rank < (self.own, self._candidacy.source)
 
     def is_silent(self) -> bool:
         """Whether adverts of this host, as master, have stopped going out."""

@@ -21,6 +21,9 @@ class Service:
     def __init__(self, proxy: Proxy, iptables: firewall.Iptables) -> None:
         self._proxy = proxy
         self._iptables = iptables
+        self._setup = proxy.setup()
+        self._restore = iptables.standby()
+        self._ip = address.standby()
         self._interface = ""
         self._rules_are_in = False
         self._whole: list[str] = []
@@ -31,14 +34,19 @@ class Service:
     def _vip(self) -> IPv4Address:
         return self._proxy.vip
 
+    def stand_by(self) -> None:
+        """Start what a takeover runs, so that it need not wait for that; raises CommandError."""
+        self._restore.start()
+        self._ip.start()
+
     def take_over(self, name: str) -> None:
         """Install the rules, then add the VIP to the interface. Undone if either fails; raises KevipError."""
         self._interface = name
         try:
             if not self._rules_are_in:
-                self._iptables.apply(self._proxy.setup())
+                self._restore.run(self._setup)
                 self._rules_are_in = True
-            address.take(self._vip, name)
+            address.take(self._vip, name, self._ip)
         except KevipError as error:
             self._undo(error)
             raise
@@ -72,6 +80,7 @@ class Service:
         leases = address.leases(interface.listing(run_now), self._vip)
         if self.active:
             return self._tend_address(leases) + self._tend_forwarding() + self._tend_rules()
+        self.stand_by()
         if self._rules_are_in or (not leases and monotonic() < self._next_look):
             return []
         return self.clear()
@@ -119,6 +128,8 @@ class Service:
 
     def end(self) -> None:
         """Release what is still here at the end; raises CommandError."""
+        self._restore.stop()
+        self._ip.stop()
         if self.active or self._rules_are_in:
             self.release()
 

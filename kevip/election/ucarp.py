@@ -1,9 +1,9 @@
 """The ucarp child: how it is called, what it says, and the socket over which its hooks ask for a takeover.
 
-ucarp (facts of version 1.5.2) calls ``vip-up`` or ``vip-down`` as ``SCRIPT INTERFACE VIP XPARAM`` and waits for it
-before it advertises, but discards its exit status. XPARAM is the number of a socket that the hook inherits through
-ucarp: the hook writes ``up`` or ``down`` and waits for an answer. The socket ends with either side, needs no path and
-no permissions, and belongs to this one child: a hook left over from an earlier child cannot speak for this one.
+ucarp (facts of version 1.5.2) runs ``vip-up`` or ``vip-down`` and waits for it before it advertises, but discards
+its exit status. The hook inherits ucarp's stdin, which is a socket to the daemon: it writes ``up`` or ``down`` with a
+token, and waits for the answer with that token. The socket ends with either side, needs no path and no permissions, and
+belongs to this one child: a hook left over from an earlier child cannot speak for this one.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ class Candidacy:
     broadcast: bool
 
 
-def argv(candidacy: Candidacy, *, password_fd: int, hook_fd: int) -> list[str]:
+def argv(candidacy: Candidacy, *, password_fd: int) -> list[str]:
     """Return ucarp's command line. It holds no secret: the password is read from a file descriptor."""
     switches = {"--preempt": candidacy.preempt, "--nomcast": candidacy.broadcast}
     return [
@@ -75,7 +75,6 @@ def argv(candidacy: Candidacy, *, password_fd: int, hook_fd: int) -> list[str]:
         f"--deadratio={candidacy.dead_ratio}",
         f"--upscript={HOOKS / 'vip-up'}",
         f"--downscript={HOOKS / 'vip-down'}",
-        f"--xparam={hook_fd}",
         "--facility=none",
         "--shutdown",
         *(switch for switch, wanted in switches.items() if wanted),
@@ -142,8 +141,8 @@ class Ucarp:
             raise HostError(f"the scripts in {HOOKS} are not executable: install kevip again")
         self.channel, hooks_end = socket.socketpair()
         with hooks_end, _readable(key(candidacy.password) + b"\n") as password:
-            fds = (password.fileno(), hooks_end.fileno())
-            self._child = command.spawn(argv(candidacy, password_fd=fds[0], hook_fd=fds[1]), pass_fds=fds)
+            fd = password.fileno()
+            self._child = command.spawn(argv(candidacy, password_fd=fd), stdin=hooks_end, pass_fds=[fd])
         self.pid = self._child.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.stderr = _stderr(self._child)
@@ -153,8 +152,7 @@ class Ucarp:
         self._beat, watchdogs_end = socket.socketpair()
         self._beat.setblocking(False)
         with watchdogs_end:
-            fd = watchdogs_end.fileno()
-            self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(fd), str(self.pid)], pass_fds=[fd])
+            self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=watchdogs_end)
 
     def beat(self) -> None:
         """Tell the watchdog that the daemon is well; without this, it ends ucarp after 5 s."""

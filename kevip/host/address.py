@@ -17,10 +17,15 @@ _ABSENT = ("Cannot assign requested address", "Address not found", "Cannot find 
 _LIFETIME = ("valid_lft", str(LEASE), "preferred_lft", "0")
 
 
-def take(vip: IPv4Address, interface: str) -> None:
+def standby() -> command.Standby:
+    """Return what ``take`` runs, which can be started in advance."""
+    return command.Standby(["ip", "-batch", "-"])
+
+
+def take(vip: IPv4Address, interface: str, ip: command.Standby) -> None:
     """Add the VIP for LEASE seconds; raises CommandError, or HostError if somebody else has added it before."""
     try:
-        command.run_now(["ip", "address", "add", f"{vip}/32", "dev", interface, *_LIFETIME])
+        ip.run(f"address add {vip}/32 dev {interface} {' '.join(_LIFETIME)}\n")
     except command.CommandError as error:
         if not any(reason in error.stderr for reason in _EXISTS):
             raise

@@ -1,12 +1,14 @@
 """The only place that runs a program: argv in, stdout out; an error holds argv, exit status and stderr.
 
 ``run`` goes through ``sh``. ``run_now`` does the same through ``subprocess``, whose vfork makes a call cost 0.7 ms
-instead of 4.5 ms: it is for the path of a failover and for what repeats every few seconds. ``spawn`` starts a child
-that stays: ``sh`` would add three threads to the process for it.
+instead of 4.5 ms: it is for what repeats every few seconds. A ``Standby`` is started in advance, for the path of a
+failover. ``spawn`` starts a child that stays: ``sh`` would add three threads to the process for it.
 """
 
 import os
+import select
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -93,7 +95,75 @@ def run_now(argv: Sequence[str], *, stdin: str = "") -> str:
     return done.stdout
 
 
-def spawn(argv: Sequence[str], *, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+class Standby:
+    """A program that takes its orders on stdin, started in advance: a failover waits for neither fork nor exec.
+
+    It ends by itself with this process, for then its stdin ends.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = list(argv)
+        self._ready: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the program, unless it waits already; raises CommandError."""
+        if self._ready and self._ready.poll() is None:
+            return
+        self.stop()
+        try:
+            self._ready = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=ENVIRONMENT,
+                process_group=0,
+            )
+        except OSError as error:
+            raise CommandError(self._argv, _NOT_FOUND, error.strerror or str(error)) from None
+
+    def run(self, stdin: str) -> None:
+        """Give the program its input and wait for its end; started now if it was not; raises CommandError."""
+        self.start()
+        program, self._ready = self._ready, None
+        if not program:
+            return
+        logger().debug("command.run", argv=self._argv, standby=True)
+        status, stderr = _finish(program, stdin.encode())
+        if status != 0:
+            raise CommandError(self._argv, status, stderr)
+
+    def stop(self) -> None:
+        """End the program, if it waits."""
+        if self._ready:
+            self._ready.kill()
+            self._ready.communicate()
+            self._ready = None
+
+
+def _finish(program: subprocess.Popen[bytes], stdin: bytes) -> tuple[int | None, str]:
+    """Give a program its input, wait until it ends or TIMEOUT is over, and return exit status, if any, and stderr.
+
+    ``communicate`` does the same; but it is 0.4 ms slower, a tenth of a takeover.
+    """
+    orders, errors = program.stdin, program.stderr
+    if not orders or not errors:
+        raise TypeError("a program without pipes")
+    with errors:
+        with suppress(BrokenPipeError), orders:
+            orders.write(stdin)
+        if not select.select([errors], [], [], TIMEOUT)[0]:
+            program.kill()
+            program.wait()
+            return None, f"stopped after {TIMEOUT:g} s"
+        stderr = errors.read()
+        return program.wait(), (stderr or b"").decode(errors="replace")
+
+
+def spawn(
+    argv: Sequence[str], *, stdin: socket.socket | None = None, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a child that stays, in a process group of its own (a terminal's Ctrl-C is ours to handle).
 
     It is killed when this process dies, however that happens. Its stderr is a pipe, its stdout is dropped.
@@ -103,7 +173,7 @@ def spawn(argv: Sequence[str], *, pass_fds: Sequence[int]) -> subprocess.Popen[b
     try:
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin.fileno() if stdin else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,

@@ -45,7 +45,14 @@ class Iptables:
 
     def apply(self, text: str) -> None:
         """Apply ``iptables-restore`` text, a table at a time, leaving all other rules alone; raises CommandError."""
-        command.run_now([f"{self.prefix}-restore", "--noflush", _WAIT], stdin=text)
+        command.run_now(self._restore(), stdin=text)
+
+    def standby(self) -> command.Standby:
+        """Return what applies a text as ``apply`` does, and can be started in advance."""
+        return command.Standby(self._restore())
+
+    def _restore(self) -> list[str]:
+        return [f"{self.prefix}-restore", "--noflush", _WAIT]
 
 
 def installed() -> dict[Backend, Iptables]:

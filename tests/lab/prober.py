@@ -1,6 +1,6 @@
 """A client that keeps connecting, as a program: ``python -m lab.prober ADDRESS PORT INTERVAL``.
 
-Opens a connection every INTERVAL seconds, reads the source address that the server saw, and closes it. Prints "ready"
+Every INTERVAL seconds opens a connection, asks, reads the source address that the server saw, and closes it. Prints "ready"
 after the first success; when its stdin ends, prints as JSON what it saw.
 """
 
@@ -10,14 +10,17 @@ import json
 import sys
 import time
 
-TIMEOUT = 0.5
-"""Seconds after which a connect has failed: less than TCP's first retransmission (1 s)."""
+TIMEOUT = 1.5
+"""Seconds after which a connect has failed: TCP's first retransmission, after 1 s at most, may save it."""
+
+SLOW = 0.5
+"""Seconds after which a connect that did not fail is counted as slow: TCP had to send something again."""
 
 
 class _Prober:
     def __init__(self, address: str, port: int, interval: float) -> None:
         self._address, self._port, self._interval = address, port, interval
-        self._failed = 0
+        self._failed = self._slow = 0
         self._successes: list[float] = []
         self._sources: set[str] = set()
         self._open: set[asyncio.Task[None]] = set()
@@ -37,17 +40,26 @@ class _Prober:
         await asyncio.gather(*self._open)
         times = [begin, *(each for each in sorted(self._successes) if each > begin)]
         gap = max((later - earlier for earlier, later in itertools.pairwise(times)), default=float("inf"))
-        report = {"tried": tried, "failed": self._failed, "longest_gap": gap, "sources": sorted(self._sources)}
+        report = {
+            "tried": tried,
+            "failed": self._failed,
+            "slow": self._slow,
+            "longest_gap": gap,
+            "sources": sorted(self._sources),
+        }
         print(json.dumps(report))  # noqa: T201 - the answer
 
     async def _connect(self) -> None:
+        begin = time.monotonic()
         try:
             async with asyncio.timeout(TIMEOUT):
                 reader, writer = await asyncio.open_connection(self._address, self._port)
+                writer.write(b"?\n")  # a client that speaks: what is lost of it is sent again
                 line = await reader.readline()
                 writer.close()
             self._sources.add(line.decode().split()[0])
             self._successes.append(time.monotonic())
+            self._slow += time.monotonic() - begin > SLOW
         except (OSError, TimeoutError, IndexError):
             self._failed += 1
 

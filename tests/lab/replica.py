@@ -1,5 +1,6 @@
 """A real kevip daemon on a node: started, watched through its log and state file, ended."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from lab.network import TARGET, VIP, Namespace, eventually
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
 
@@ -87,6 +91,26 @@ class Replica:
         """Return the processes below the daemon that have a name in their command line."""
         return [pid for pid in _children(self.process.pid) if name in _command(pid)]
 
+    @contextmanager
+    def hooks(self) -> Iterator[Callable[[str], float]]:
+        """Yield a function that runs a hook as ucarp does, with ucarp's stdin, and returns the seconds that it took."""
+        ucarp = self.ucarp()
+        options = dict(each.split("=", 1) for each in _command(ucarp).split("\0") if "=" in each)
+        pidfd = os.pidfd_open(ucarp)
+        fd = _pidfd_getfd(pidfd, 0)
+
+        def call(name: str) -> float:
+            script = str(Path(options["--upscript"]).with_name(name))
+            begin = time.perf_counter()
+            subprocess.run([script, "eth0", self.vip], stdin=fd, check=True)  # a time limit would be polled for
+            return time.perf_counter() - begin
+
+        try:
+            yield call
+        finally:
+            os.close(fd)
+            os.close(pidfd)
+
     def kill(self) -> None:
         """End daemon, ucarp and hooks with SIGKILL, if they run."""
         pids = [self.process.pid, *_children(self.process.pid)]
@@ -112,6 +136,14 @@ class Replica:
         begin = time.monotonic()
         self.process.send_signal(number)
         return self.process.wait(within), time.monotonic() - begin
+
+
+def _pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Copy a file descriptor of another process (pidfd_getfd(2), number 438 on all architectures)."""
+    copied = _LIBC.syscall(438, pidfd, fd, 0)
+    if copied < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return int(copied)
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

@@ -1,17 +1,16 @@
-"""Connections that stay open, as a program: ``python -m lab.talker ADDRESS PORT NUMBER [chatty]``.
+"""Connections that stay open, as a program: ``python -m lab.talker ADDRESS PORT NUMBER PATIENCE [chatty]``.
 
 Opens NUMBER connections and has a request answered on each about every 0.2 s; on a chatty one the target keeps speaking
-of its own. Prints "ready" when all are open; when its stdin ends, prints how many still answer, within 20 s each.
+of its own. Prints "ready" when all are open; when its stdin ends, prints how many still answer, within PATIENCE s.
 """
 
 import asyncio
 import sys
 
-PATIENCE = 20.0
-
 
 class _Talk:
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self.alive = True
         self.ending = asyncio.Event()
 
@@ -25,21 +24,22 @@ class _Talk:
                 last = self.ending.is_set()
                 number += 1
                 writer.write(f"{number}\n".encode())
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._patience):
                     while (line := await reader.readline()) != f"{number}\n".encode():
                         if not line:
                             raise ConnectionError
                 if last:
                     break
                 await asyncio.sleep(0.2)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError) as error:
+            print(f"lost: {error!r}", file=sys.stderr)  # noqa: T201 - shown with a test that failed
             self.alive = False
         finally:
             writer.close()
 
 
-async def _main(address: str, port: int, number: int, *, chatty: bool) -> None:
-    talks, tasks = [_Talk() for _ in range(number)], []
+async def _main(address: str, port: int, number: int, patience: float, *, chatty: bool) -> None:
+    talks, tasks = [_Talk(patience) for _ in range(number)], []
     for talk in talks:
         reader, writer = await asyncio.open_connection(address, port)
         await reader.readline()
@@ -53,4 +53,4 @@ async def _main(address: str, port: int, number: int, *, chatty: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), chatty="chatty" in sys.argv))
+    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), chatty="chatty" in sys.argv))

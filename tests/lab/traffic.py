@@ -45,6 +45,20 @@ def _program(host: Namespace, module: str, *arguments: str) -> Iterator[Any]:
         program.stdout.close()
 
 
+@contextmanager
+def sink(host: Namespace, address: str, port: int) -> Iterator[None]:
+    """Run a server that takes all that it is sent."""
+    with _program(host, "lab.load", "sink", address, str(port)) as program:
+        assert program.stdout.readline() == "ready\n"
+        yield
+
+
+def load(host: Namespace, kind: str, address: str, port: int, seconds: float) -> float:
+    """Return bits or connects per second, for "stream" or "connects", from a host."""
+    with _program(host, "lab.load", kind, address, str(port), str(seconds)) as program:
+        return float(program.stdout.readline())
+
+
 def tcp_source(host: Namespace, vip: str, port: int = PORT, timeout: float = 2.0) -> str:
     """Connect from a host and return the source address that the server saw; raises OSError."""
     with host.entered():
@@ -84,10 +98,11 @@ def pings(host: Namespace, vip: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the prober saw: connects tried and failed, longest time in seconds without a success, and sources seen."""
+    """What the prober saw: connects tried, failed and slow, longest seconds without a success, and sources seen."""
 
     tried: int
     failed: int
+    slow: int
     longest_gap: float
     sources: list[str]
 
@@ -115,8 +130,9 @@ class Probe:
 class Conversations:
     """Open connections on which the client speaks; a context manager. ``survivors`` ends them."""
 
-    def __init__(self, host: Namespace, vip: str, number: int, *, chatty: bool = False) -> None:
-        self._context = _program(host, "lab.talker", vip, str(PORT), str(number), *(["chatty"] if chatty else []))
+    def __init__(self, host: Namespace, vip: str, number: int, *, chatty: bool = False, patience: float = 20) -> None:
+        arguments = [vip, str(PORT), str(number), str(patience), *(["chatty"] if chatty else [])]
+        self._context = _program(host, "lab.talker", *arguments)
 
     def __enter__(self) -> Self:
         self._program = self._context.__enter__()
@@ -125,7 +141,7 @@ class Conversations:
 
     def survivors(self) -> int:
         """End the conversations and return how many of them lived until then."""
-        output, _ = self._program.communicate(timeout=40)
+        output, _ = self._program.communicate(timeout=90)
         return int(output)
 
     def __exit__(self, *error: object) -> None:

@@ -66,10 +66,13 @@ def test_a_crash_cuts_no_connection_on_which_the_client_speaks(network: Network,
 def test_a_target_that_speaks_first_on_the_new_master_does_not_cut_the_connection(
     network: Network, start: Start
 ) -> None:
-    """Its packets find no connection there: they draw no reset, and open no wrong entry."""
+    """Its packets find no connection there: they draw no reset, and open no wrong entry.
+
+    Both ends back off while their packets are lost, so it may take TCP a while to find out that all is well.
+    """
     replicas = three(network, start)
     master = network.settled()
-    with Conversations(network.client, VIP, 10, chatty=True) as talk:
+    with Conversations(network.client, VIP, 10, chatty=True, patience=60) as talk:
         network.cut(master)
         replicas[master].kill()
         network.settled([node for node in network.nodes if node != master])

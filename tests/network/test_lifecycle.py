@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -180,40 +179,17 @@ def _zombie(pid: int) -> bool:
 def test_hooks_that_run_twice_change_nothing(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     serving = network.nodes[0].rules(), network.nodes[0].addresses()
-    for _ in range(2):
-        _call_hook(replica, "vip-up")
+    with replica.hooks() as call:
+        for _ in range(2):
+            call("vip-up")
+            assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
+        for _ in range(2):
+            call("vip-down")
+            assert not network.holders()
+        eventually(lambda: not any("KEVIP" in line for line in network.nodes[0].rules()["nft"]), what="the rules go")
+        call("vip-up")
         assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
-    for _ in range(2):
-        _call_hook(replica, "vip-down")
-        eventually(lambda: not network.holders(), what="the VIP is released")
-    eventually(lambda: not any("KEVIP" in line for line in network.nodes[0].rules()["nft"]), what="the rules go")
-    _call_hook(replica, "vip-up")
-    assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
-    assert tcp_source(network.client, VIP) == VIP
-
-
-def _call_hook(replica: Replica, name: str) -> None:
-    """Run a hook as ucarp does: with ucarp's end of the socket."""
-    ucarp = replica.ucarp()
-    argv = Path(f"/proc/{ucarp}/cmdline").read_text().split("\0")
-    options = dict(option.removeprefix("--").split("=", 1) for option in argv if "=" in option)
-    pidfd = os.pidfd_open(ucarp)
-    fd = _pidfd_getfd(pidfd, int(options["xparam"]))
-    try:
-        script = Path(options["upscript"]).with_name(name)
-        subprocess.run([script, "eth0", VIP, str(fd)], pass_fds=[fd], check=True, timeout=10)
-    finally:
-        os.close(fd)
-        os.close(pidfd)
-
-
-def _pidfd_getfd(pidfd: int, fd: int) -> int:
-    """Copy a file descriptor of another process (pidfd_getfd(2), number 438 on all architectures)."""
-    import ctypes  # noqa: PLC0415 - for this alone
-
-    copied = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, fd, 0)
-    assert copied >= 0, os.strerror(ctypes.get_errno())
-    return int(copied)
+        assert tcp_source(network.client, VIP) == VIP
 
 
 def test_a_takeover_that_fails_is_undone_told_and_tried_again(network: Network, start: Start, tmp_path: Path) -> None:
@@ -376,18 +352,17 @@ def test_an_address_that_somebody_added_by_hand_is_theirs(network: Network, star
     assert ("eth0", f"{VIP}/32", "forever") in replica.node.addresses()
 
 
-def test_a_lock_that_others_hold_is_waited_for_and_told(network: Network, start: Start) -> None:
-    """The lock of legacy iptables, in a private /run; while it is held, no rule can be removed."""
+def test_a_lock_that_others_hold_is_waited_for_and_told(network: Network, start: Start, tmp_path: Path) -> None:
+    """The lock of legacy iptables, here one of this replica's own; while it is held, no rule can be removed."""
     node = network.nodes[0]
     before = node.rules()
-    replica = start(node, iptables="legacy", wrapper=("unshare", "--mount", "sh", "-c", PRIVATE_RUN, "sh")).master()
-    lock = Path(f"/proc/{replica.process.pid}/root/run/xtables.lock")
+    lock = tmp_path / "lock"
+    lock.touch()
+    mount = f'touch /run/xtables.lock && mount --bind {lock} /run/xtables.lock && exec "$@"'
+    replica = start(node, iptables="legacy", wrapper=("unshare", "--mount", "sh", "-c", mount, "sh")).master()
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         replica.process.terminate()
         assert "xtables lock" in replica.logged("release.failed")["error"]
     assert replica.process.wait(15) == 0
     assert node.rules() == before
-
-
-PRIVATE_RUN = 'mount -t tmpfs tmpfs /run && exec "$@"'

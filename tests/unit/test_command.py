@@ -59,9 +59,7 @@ def test_programs_are_found_in_sbin_too(run: Run) -> None:
 
 
 def test_a_spawned_child_dies_with_its_parent() -> None:
-    script = (
-        "from kevip.host.command import spawn; import os; print(spawn(['sleep', '60'], pass_fds=()).pid); os._exit(0)"
-    )
+    script = "from kevip.host.command import spawn; import os; print(spawn(['sleep', '60']).pid); os._exit(0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     status = Path(f"/proc/{done.stdout.strip()}/stat")
     deadline = time.monotonic() + 10
@@ -71,7 +69,7 @@ def test_a_spawned_child_dies_with_its_parent() -> None:
 
 
 def test_kill_ends_a_child_once_and_twice() -> None:
-    child = spawn(["sleep", "60"], pass_fds=())
+    child = spawn(["sleep", "60"])
     command.kill(child)
     assert child.wait(10) == -9
     command.kill(child)

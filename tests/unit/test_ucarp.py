@@ -33,7 +33,6 @@ COMMON = [
     "--deadratio=3",
     f"--upscript={HOOKS}/vip-up",
     f"--downscript={HOOKS}/vip-down",
-    "--xparam=8",
     "--facility=none",
     "--shutdown",
 ]
@@ -48,7 +47,7 @@ def candidacy(**changes: bool) -> Candidacy:
     ({"preempt": True, "broadcast": True}, ["--preempt", "--nomcast"]),
 ])  # fmt: skip
 def test_argv(changes: dict[str, bool], extra: list[str]) -> None:
-    assert argv(candidacy(**changes), password_fd=7, hook_fd=8) == COMMON + extra
+    assert argv(candidacy(**changes), password_fd=7) == COMMON + extra
 
 
 @pytest.mark.parametrize(("password", "expected"), [

@@ -1,0 +1,116 @@
+"""What kevip costs: the latency of a takeover, the time to start, CPU and memory at rest, and the traffic's speed."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from lab.network import CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually
+from lab.replica import Replica
+from lab.traffic import load, sink
+from plain import HOOKS, PlainReplica
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The same thing measured of kevip and of what it is compared with."""
+
+    kevip: float
+    plain: float
+
+    @property
+    def ratio(self) -> float:
+        """Kevip by plain."""
+        return self.kevip / self.plain
+
+
+def hook_latency(backend: str, rounds: int = 30) -> Pair:
+    """Return milliseconds from the start of the up hook to rules and address in place, in turn; medians."""
+    ours, theirs = list[float](), list[float]()
+    with Network(nodes=2) as network, Replica(network.nodes[0], iptables=backend) as replica:
+        replica.master()
+        with replica.hooks() as call:
+            for _ in range(rounds):
+                call("vip-down")
+                theirs.append(_plain_hook(network.nodes[1], "vip-up", backend))
+                _plain_hook(network.nodes[1], "vip-down", backend)
+                eventually(lambda: not any("KEVIP" in line for line in replica.node.rules()[backend]))
+                time.sleep(0.3)  # what a backup starts in advance is started
+                ours.append(call("vip-up"))
+                time.sleep(0.2)
+    return Pair(median(ours) * 1000, median(theirs) * 1000)
+
+
+def _plain_hook(node: Namespace, name: str, backend: str) -> float:
+    env = {"PATH": os.environ["PATH"], "IPTABLES": f"iptables-{backend}"}
+    with node.entered():
+        begin = time.perf_counter()
+        subprocess.run([HOOKS / name, "eth0", VIP, TARGET], env=env, check=True)
+        return time.perf_counter() - begin
+
+
+def start_to_master(rounds: int = 5) -> Pair:
+    """Return seconds from the start of a process to its VIP; medians."""
+    ours, theirs = list[float](), list[float]()
+    for _ in range(rounds):
+        for times, make in ((ours, Replica), (theirs, PlainReplica)):
+            with Network(nodes=1) as network:
+                begin = time.monotonic()
+                replica = make(network.nodes[0])
+                eventually(network.holders, what="a master")
+                times.append(time.monotonic() - begin)
+                replica.kill()
+                replica.remove()
+    return Pair(median(ours), median(theirs))
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a master costs at rest: milliseconds of CPU a minute, with its children, and MiB of memory."""
+
+    cpu: float
+    rss: float
+
+
+def at_rest(seconds: float = 40.0) -> Rest:
+    """Measure a master that nobody uses."""
+    with Network(nodes=1) as network, Replica(network.nodes[0]) as replica:
+        replica.master()
+        time.sleep(6)  # the announcements after a takeover are over
+        before, begin = _cpu(replica.process.pid), time.monotonic()
+        time.sleep(seconds)
+        used = _cpu(replica.process.pid) - before
+        status = Path(f"/proc/{replica.process.pid}/status").read_text()
+        rss = int(status.partition("VmRSS:")[2].split()[0])
+        return Rest(used * 1000 * 60 / (time.monotonic() - begin), rss / 1024)
+
+
+def _cpu(pid: int) -> float:
+    """Return the seconds of CPU that a process and its ended children have used (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / _TICKS
+
+
+def traffic(kind: str, rounds: int = 5, seconds: float = 2.0) -> Pair:
+    """Return bits or connects per second through the VIP, and forwarded by the same host without NAT; medians."""
+    port = 7001
+    with Network(nodes=1) as network, Replica(network.nodes[0]) as replica:
+        replica.master()
+        _route_through(network, network.nodes[0])
+        with sink(network.target, TARGET, port):
+            measure: Callable[[str], float] = lambda address: load(network.client, kind, address, port, seconds)  # noqa: E731
+            pairs = [(measure(VIP), measure(TARGET)) for _ in range(rounds)]
+    return Pair(median(ours for ours, _ in pairs), median(theirs for _, theirs in pairs))
+
+
+def _route_through(network: Network, node: Namespace) -> None:
+    """Let what goes between client and target past the VIP go through the node too, both ways."""
+    for name in ("all", "eth0"):
+        node.sysctl(f"net.ipv4.conf.{name}.send_redirects", "0")
+    network.client.run("ip", "route", "add", TARGET, "via", f"{LAN}.11")
+    network.router.run("ip", "route", "add", CLIENT, "via", f"{LAN}.11")
