@@ -173,10 +173,10 @@ def main() -> None:
     text = (
         "# Benchmark\n\n"
         f"Written by `sudo script/bench` in {(time.monotonic() - begin) / 60:.0f} minutes: {ROUNDS} rounds of each "
-        f"move, with three\nreplicas, a client that connects every 5 ms, and {CONNECTIONS} open connections on which the "
-        "client speaks. A connect\nhas failed after 1.5 s; it is slow if it took over 0.5 s, when TCP had to send "
-        "something again. Plain ucarp has the same\ninterval, a random skew from its whole range, and hooks in shell "
-        "(`bench/plain/`). "
+        f"move, with three\nreplicas, a client that connects every 5 ms, and {CONNECTIONS} open connections on which "
+        "the client speaks. A connect\nhas failed after 1.5 s; it is slow if it took over 0.5 s, when TCP had to "
+        "send something again. Plain ucarp has the\nsame interval, a random skew from its whole range, and hooks "
+        "in shell (`bench/plain/`). "
         f"{_machine()}\n\n{table(rows)}\n"
     )
     print(text)  # noqa: T201 - the result

@@ -270,6 +270,8 @@ class Daemon:
         """Settle at once who of two masters stays it; ucarp, being late, would take a second."""
         if segment.yields_to(heard):
             self._log.warning("election.yielded", to=str(heard.source))
+            with suppress(OSError):
+                segment.advertise(segment.own)  # it then knows of us, and tells the neighbours where the VIP is
             self._end_ucarp()
             self._declined = True
             self._let_go()
@@ -380,7 +382,7 @@ class Daemon:
         if self._farewell and self._segment and self._handover is not None:
             (at, interval), *self._farewell = self._farewell
             with suppress(OSError):
-                self._segment.say_goodbye(interval)
+                self._segment.advertise(interval)
             if self._farewell:
                 self._loop.after(self._farewell[0][0] - at, self._say_goodbye)
 

@@ -79,8 +79,8 @@ class Segment:
         """Whether adverts of this host, as master, have stopped going out."""
         return monotonic() - self.advertised > self.own.seconds + LATE
 
-    def say_goodbye(self, interval: Interval) -> None:
-        """Send an advert with an interval that makes backups take over; raises OSError."""
+    def advertise(self, interval: Interval) -> None:
+        """Send an advert with an interval, which may be one that makes backups take over; raises OSError."""
         advert = Advert(source=self._candidacy.source, interval=interval, counter=SystemRandom().getrandbits(64))
         self._wire.send_ip(
             to=wire.BROADCAST if self._candidacy.broadcast else _MULTICAST_MAC,

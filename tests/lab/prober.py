@@ -1,6 +1,6 @@
 """A client that keeps connecting, as a program: ``python -m lab.prober ADDRESS PORT INTERVAL``.
 
-Every INTERVAL seconds opens a connection, asks, reads the source address that the server saw, and closes it. Prints "ready"
+Every INTERVAL seconds opens a connection, asks which source address the server saw, and closes it. Prints "ready"
 after the first success; when its stdin ends, prints as JSON what it saw.
 """
 

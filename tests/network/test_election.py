@@ -97,7 +97,7 @@ def test_preempt_takes_over_from_a_living_master(network: Network, start: Start)
     start(network.nodes[1], advskew=1, preempt=True).master()
     eventually(lambda: network.holders() == [network.nodes[1]], what="the old master lets go")
     assert old.logged("release.done")
-    assert old.role() == "backup"
+    eventually(lambda: old.role() == "backup", what="it is a backup")
 
 
 @contextmanager

@@ -193,6 +193,7 @@ def test_two_masters_after_a_partition(pair: Pair) -> None:
     pair.network.mend(pair.backup.node)
     holder = pair.heals()
     assert holder == pair.master.node
+    assert pair.backup.logged("election.yielded")["to"] == f"{LAN}.11"
     assert pair.master.logged("election.rival")["source"] == f"{LAN}.12"
     assert pair.backup.logged("release.done")
 
