@@ -10,7 +10,8 @@ from lab.traffic import Conversations, Probe, server
 
 ROUNDS = 5
 CONNECTIONS = 100
-_PATIENCE = 6.0
+PATIENCE = 6.0
+"""Seconds within which each request must be answered, the outage among them."""
 
 Make = Callable[[Namespace], Any]
 
@@ -90,7 +91,7 @@ def _round(make: Make, fault: Callable[[Network, Any], None]) -> Move:
         replicas = {node: make(node) for node in network.nodes}
         try:
             master = network.settled()
-            with Conversations(network.client, VIP, CONNECTIONS, patience=_PATIENCE) as talk:
+            with Conversations(network.client, VIP, CONNECTIONS, patience=PATIENCE) as talk:
                 with Probe(network.client, VIP) as probe:
                     fault(network, replicas[master])
                     network.settled([node for node in network.nodes if node != master])

@@ -8,7 +8,7 @@ from pathlib import Path
 from costs import at_rest, hook_latency, start_to_master, traffic
 from lab.network import Namespace, require_own_namespace, run
 from lab.replica import Replica
-from moves import CONNECTIONS, ROUNDS, Moves, crash, measure, stop, unplug
+from moves import CONNECTIONS, PATIENCE, ROUNDS, Moves, crash, measure, stop, unplug
 from plain import PlainReplica
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def _move_rows(name: str, kevip: Moves, plain: Moves, bounds: tuple[float, bool,
             not none_fail or kevip.failed == 0,
         ),
         (
-            f"{name}: open connections that survive, of {CONNECTIONS}, worst round",
+            f"{name}: open connections on which each request is answered within {PATIENCE:g} s, of {CONNECTIONS}, worst round",
             str(min(kevip.survivors)),
             str(min(plain.survivors)),
             f"{CONNECTIONS}",

@@ -19,6 +19,14 @@ def test_the_target_sees_the_vip_whoever_the_client_is(network: Network, start: 
         assert (tcp_source(host, VIP), udp_source(host, VIP), pings(host, VIP)) == (VIP, VIP, True)
 
 
+def test_a_vip_outside_all_subnets_belongs_where_the_settings_say(network: Network, start: Start) -> None:
+    vip = "10.88.0.9"
+    start(network.nodes[0], vip=vip, interface="eth0").master()
+    network.router.run("ip", "route", "add", vip, "dev", "eth0")
+    network.client.run("ip", "route", "add", vip, "dev", "eth0")
+    assert (tcp_source(network.client, vip), tcp_source(network.far_client, vip)) == (vip, vip)
+
+
 def test_icmp_is_answered_by_the_target_not_by_the_master(network: Network, start: Start) -> None:
     start(network.nodes[0]).master()
     network.target.sysctl("net.ipv4.icmp_echo_ignore_all", "1")
