@@ -11,7 +11,7 @@ from lab.traffic import Conversations, Probe, server
 ROUNDS = 5
 CONNECTIONS = 100
 PATIENCE = 6.0
-"""Seconds within which each request must be answered, the outage among them."""
+"""Seconds within which a connection must answer again when the move is over."""
 
 Make = Callable[[Namespace], Any]
 

@@ -45,7 +45,7 @@ def _move_rows(name: str, kevip: Moves, plain: Moves, bounds: tuple[float, bool,
             not none_fail or kevip.failed == 0,
         ),
         (
-            f"{name}: of {CONNECTIONS} open connections, each request answered in {PATIENCE:g} s, worst round",
+            f"{name}: of {CONNECTIONS} open connections, answered again in {PATIENCE:g} s, worst round",
             str(min(kevip.survivors)),
             str(min(plain.survivors)),
             f"{CONNECTIONS}",

@@ -17,6 +17,13 @@ SLOW = 0.5
 """Seconds after which a connect that did not fail is counted as slow: TCP had to send something again."""
 
 
+async def _ask(writer: asyncio.StreamWriter) -> None:
+    """Ask until there is an answer: a client that falls silent cannot be found again after a move."""
+    while True:
+        writer.write(b"?\n")
+        await asyncio.sleep(0.2)
+
+
 class _Prober:
     def __init__(self, address: str, port: int, interval: float) -> None:
         self._address, self._port, self._interval = address, port, interval
@@ -54,9 +61,12 @@ class _Prober:
         try:
             async with asyncio.timeout(TIMEOUT):
                 reader, writer = await asyncio.open_connection(self._address, self._port)
-                writer.write(b"?\n")  # a client that speaks: what is lost of it is sent again
-                line = await reader.readline()
-                writer.close()
+                asking = asyncio.create_task(_ask(writer))
+                try:
+                    line = await reader.readline()
+                finally:
+                    asking.cancel()
+                    writer.close()
             self._sources.add(line.decode().split()[0])
             self._successes.append(time.monotonic())
             self._slow += time.monotonic() - begin > SLOW

@@ -1,7 +1,8 @@
 """Connections that stay open, as a program: ``python -m lab.talker ADDRESS PORT NUMBER PATIENCE [chatty]``.
 
-Opens NUMBER connections and has a request answered on each about every 0.2 s; on a chatty one the target keeps speaking
-of its own. Prints "ready" when all are open; when its stdin ends, prints how many still answer, within PATIENCE s.
+Opens NUMBER connections and says something on each every 0.2 s, which the target answers; on a chatty one the target
+speaks of its own, too. Prints "ready" when all are open; when its stdin ends, prints on how many of them something that
+was said after that is answered within PATIENCE seconds.
 """
 
 import asyncio
@@ -11,30 +12,37 @@ import sys
 class _Talk:
     def __init__(self, patience: float) -> None:
         self._patience = patience
+        self._answered = 0
         self.error = ""
         self.ending = asyncio.Event()
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, chatty: bool) -> None:
-        """Ask and be answered until the end; note if that fails."""
+        """Speak until the end, then until something said after it is answered; note if it never is."""
+        listener = asyncio.create_task(self._listen(reader))
+        number, last = 0, sys.maxsize
         try:
             if chatty:
                 writer.write(b"chat\n")
-            number = 0
-            while True:
-                last = self.ending.is_set()
-                number += 1
-                writer.write(f"{number}\n".encode())
-                async with asyncio.timeout(self._patience):
-                    while (line := await reader.readline()) != f"{number}\n".encode():
-                        if not line:
-                            raise ConnectionError
-                if last:
-                    break
-                await asyncio.sleep(0.2)
+            async with asyncio.timeout(None) as limit:
+                while self._answered < last:
+                    if self.ending.is_set() and last == sys.maxsize:
+                        last = number + 1
+                        limit.reschedule(asyncio.get_running_loop().time() + self._patience)
+                    number += 1
+                    writer.write(f"{number}\n".encode())
+                    await asyncio.sleep(0.2)
+                    if listener.done():
+                        raise listener.exception() or ConnectionError("closed")
         except (OSError, TimeoutError) as error:
             self.error = repr(error)
         finally:
+            listener.cancel()
             writer.close()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            if line.strip().isdigit():
+                self._answered = int(line)
 
 
 async def _main(address: str, port: int, number: int, patience: float, *, chatty: bool) -> None:
