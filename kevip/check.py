@@ -1,13 +1,13 @@
 """The preflight: everything about this host that would keep kevip from working, told at once. Changes nothing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from kevip.config import Config
 from kevip.errors import HostError, KevipError
-from kevip.host import command, firewall, interface, kernel
+from kevip.host import command, firewall, interface, kernel, kubernetes
 
 _Found = TypeVar("_Found")
 
@@ -32,46 +32,118 @@ class Host:
     forwards: bool
 
 
+@dataclass(slots=True)
+class Fitness:
+    """What was found out about this host, as far as that was possible, and the problems by what they are about.
+
+    ``saved`` is what ``iptables-save`` prints in each back end, ``service`` how kube-proxy handles a TARGET of its own.
+    """
+
+    placement: interface.Placement | None = None
+    iptables: tuple[firewall.Iptables, str] | None = None
+    forwards: bool = True
+    saved: dict[str, str] = field(default_factory=dict)
+    service: kubernetes.Mode | None = None
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def host(self) -> Host:
+        """Return what the daemon needs to know; raises HostError with every problem."""
+        if self.problems or not self.placement or not self.iptables:
+            raise HostError(*(problem for about in self.problems.values() for problem in about))
+        iptables, reason = self.iptables
+        return Host(placement=self.placement, iptables=iptables, iptables_reason=reason, forwards=self.forwards)
+
+    def attempt(self, about: str, program: str, action: Callable[[], _Found]) -> _Found | None:
+        """Return what the action finds, or note its problems. Without its program it is not tried."""
+        if not command.find(program):
+            return None
+        try:
+            return action()
+        except KevipError as error:
+            self.note(about, *error.problems)
+            return None
+
+    def note(self, about: str, *problems: str) -> None:
+        """Note problems, if there are any."""
+        if problems:
+            self.problems.setdefault(about, []).extend(problems)
+
+
 def preflight(config: Config) -> Host:
     """Check this host; raises HostError with every problem found."""
-    problems: list[str] = [
-        f"{program} is not installed: apt-get install {package}"
-        for program, package in PACKAGES.items()
-        if not command.find(program)
-    ]
-    problems += [
-        f"capability {name} is missing: run as root, in Docker with --cap-add {name}, "
-        f"in Kubernetes with securityContext.capabilities.add [{name}]"
-        for name in kernel.missing_capabilities()
-    ]
-    placement = _attempt(problems, "ip", lambda: locate(config.vip, config.interface))
-    iptables = _attempt(problems, "iptables", lambda: _select(config.iptables, problems))
-    forwards = kernel.forwards(placement.interface) if placement else True
-    if placement and not forwards and not kernel.may_forward(placement.interface):
-        problems.append(
-            "IP forwarding is off and /proc/sys is read-only here: sysctl -w net.ipv4.ip_forward=1 on the host"
+    return examine(config).host()
+
+
+def examine(config: Config) -> Fitness:
+    """Find out all that a start needs to know of this host."""
+    fitness = Fitness()
+    fitness.note(
+        "programs",
+        *(
+            f"{program} is not installed: apt-get install {package}"
+            for program, package in PACKAGES.items()
+            if not command.find(program)
+        ),
+    )
+    lacking = kernel.missing_capabilities()
+    fitness.note(
+        "capabilities",
+        *(
+            f"capability {name} is missing: run as root, in Docker with --cap-add {name}, "
+            f"in Kubernetes with securityContext.capabilities.add [{name}]"
+            for name in lacking
+        ),
+    )
+    fitness.placement = fitness.attempt("interface", "ip", lambda: locate(config))
+    if "NET_ADMIN" not in lacking:  # without it, the rules cannot be read anyway
+        fitness.iptables = fitness.attempt("iptables", "iptables", lambda: firewall.select(config.iptables))
+    if fitness.iptables:
+        fitness.saved = firewall.save_all()
+    if config.target:
+        _examine_forwarding(fitness)
+        _examine_target(fitness, config.target)
+    elif fitness.placement:
+        _examine_holding(fitness, config.vip, fitness.placement.interface)
+    return fitness
+
+
+def _examine_forwarding(fitness: Fitness) -> None:
+    if not fitness.placement:
+        return
+    name = fitness.placement.interface
+    fitness.forwards = kernel.forwards(name)
+    if not fitness.forwards and not kernel.may_forward(name):
+        fitness.note(
+            "forwarding",
+            "IP forwarding is off and /proc/sys is read-only here: sysctl -w net.ipv4.ip_forward=1 on the host",
         )
-    if problems or not placement or not iptables:
-        raise HostError(*problems)
-    return Host(placement=placement, iptables=iptables[0], iptables_reason=iptables[1], forwards=forwards)
 
 
-def locate(vip: IPv4Address, name: str | None) -> interface.Placement:
+def _examine_target(fitness: Fitness, target: IPv4Address) -> None:
+    """See whether TARGET is a cluster-IP that a packet which was translated once cannot reach any more."""
+    if not fitness.iptables or not command.find("ip"):
+        return
+    fitness.service = kubernetes.mode_of(target, interface.listing(), fitness.saved.values())
+    if fitness.service in {kubernetes.Mode.IPTABLES, kubernetes.Mode.NFTABLES}:
+        fitness.note(
+            "service",
+            f"TARGET {target} is a cluster-IP, and kube-proxy is in {fitness.service} mode here: it translates in nat, "
+            "as kevip does, and a packet is translated once, so nothing would reach the Service: use --hold-only, and "
+            "list the VIP in the Service's status as its load-balancer IP; or run kube-proxy in IPVS mode",
+        )
+
+
+def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:
+    """See whether this host would answer ARP for a VIP that kube-proxy has put on each node."""
+    if kubernetes.on_ipvs_interface(vip, interface.listing()) and kernel.answers_arp_for_all(name):
+        fitness.note(
+            "service",
+            f"kube-proxy, in IPVS mode, has VIP {vip} on each node, and this one answers ARP for it as backup too: set "
+            f"strictARP: true for kube-proxy (or sysctl -w net.ipv4.conf.{name}.arp_ignore=1)",
+        )
+
+
+def locate(config: Config) -> interface.Placement:
     """Find where the VIP belongs on this host now; raises HostError, CommandError."""
-    return interface.place(interface.listing(), vip, name)
-
-
-def _select(wanted: firewall.Backend | Literal["auto"], problems: list[str]) -> tuple[firewall.Iptables, str] | None:
-    """Select the iptables back end, unless the rules cannot be read anyway."""
-    return None if any("NET_ADMIN" in problem for problem in problems) else firewall.select(wanted)
-
-
-def _attempt(problems: list[str], program: str, action: Callable[[], _Found]) -> _Found | None:
-    """Return what the action finds, or add its problems to the others. Without its program it is not tried."""
-    if not command.find(program):
-        return None
-    try:
-        return action()
-    except KevipError as error:
-        problems += error.problems
-        return None
+    shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
+    return interface.place(interface.listing(), config.vip, config.interface, shared=shared)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
+from math import inf
 from random import SystemRandom
 from time import monotonic
 
@@ -10,9 +11,16 @@ from kevip.election.ucarp import Candidacy, key
 from kevip.host import wire
 from kevip.host.arp import Neighbours
 from kevip.host.wire import Wire
+from kevip.record import Reason
 
 LATE = 1.1
 """Seconds that ucarp may be late to know of an advert, which it gets through libpcap."""
+
+_RECENT = 5.0
+"""Seconds in which a goodbye leads to an election."""
+
+_MANY = 64
+"""Peers to remember, those heard last: an advert that is replayed with another source address passes for one."""
 
 _MULTICAST_MAC = bytes.fromhex("01005e000012")
 _CARP_MAC = bytes.fromhex("00005e0000")
@@ -31,7 +39,8 @@ class Segment:
         self.own = Interval(candidacy.advbase, candidacy.advskew)
         self.advertised = monotonic()
         self.peers = dict(peers)
-        self._masters: dict[IPv4Address, float] = {}
+        self._masters: dict[IPv4Address, tuple[float, Interval]] = {}
+        self._goodbye = -inf
         self.neighbours = Neighbours(candidacy.interface, candidacy.vip)
         try:
             self._wire = Wire(candidacy.interface, wire.carries_protocol(PROTOCOL))
@@ -58,17 +67,37 @@ class Segment:
                 self.advertised = monotonic()
 
     def _note(self, advert: Advert) -> None:
-        candidacy = self._candidacy
+        for known in (self.peers, self._masters):
+            known.pop(advert.source, None)
+            while len(known) >= _MANY:
+                del known[next(iter(known))]
         self.peers[advert.source] = monotonic()
-        if keeps_backup(advert.interval, self.own, candidacy.dead_ratio, preempt=candidacy.preempt):
-            self._masters[advert.source] = monotonic()
+        if keeps_backup(advert.interval, self.own, self._candidacy.dead_ratio, preempt=False):
+            self._masters[advert.source] = monotonic(), advert.interval
         else:
-            self._masters.pop(advert.source, None)
+            self._goodbye = monotonic()
             self.peers.pop(advert.source)  # it leaves; and whoever it leaves to is heard soon
 
     def master(self, within: float) -> IPv4Address | None:
         """Return another host that advertised as master in the last seconds, and meant to stay it."""
-        return next((source for source, heard in self._masters.items() if monotonic() - heard <= within), None)
+        now = monotonic()
+        return next((source for source, (heard, _) in self._masters.items() if now - heard <= within), None)
+
+    def superior(self) -> IPv4Address | None:
+        """Return another host that is master and stays it although this one was elected: it does not preempt it."""
+        now = monotonic()
+        for source, (heard, interval) in self._masters.items():
+            if now - heard <= LATE and not (self._candidacy.preempt and self.own < interval):
+                return source
+        return None
+
+    def reason(self) -> Reason:
+        """Say why this host was elected just now."""
+        if monotonic() - self._goodbye < _RECENT:
+            return Reason.GOODBYE
+        if not self._masters:
+            return Reason.ALONE
+        return Reason.PREFERRED if self.master(self.own.seconds + LATE) else Reason.SILENCE
 
     def yields_to(self, advert: Advert) -> bool:
         """Whether of two masters the sender of this advert is preferred: more frequent, or a lower address."""

@@ -8,7 +8,8 @@ it, and ucarp does not look at the counter: whoever is on the network can replay
 
 import hmac
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from kevip.errors import KevipError
@@ -24,11 +25,15 @@ _LOW_DELAY, _DONT_FRAGMENT = 0x10, 0x4000
 _MAX_BYTE = 255
 
 
+FLAWS = ("truncated", "malformed", "version", "ttl", "checksum", "digest")
+"""What can be wrong with an advert."""
+
+
 class BadAdvertError(KevipError):
     """A packet that is no valid advert, though it may be meant for our group.
 
-    ``reason`` is one word for it: truncated, malformed, version (VRRP shares the protocol number), ttl (it came through
-    a router), checksum, or digest (another password or VIP). ``source`` is its sender, if that can be told.
+    ``reason`` is one of FLAWS: version is VRRP's, which shares the protocol number, ttl that of a packet that came
+    through a router, digest that of another password or VIP. ``source`` is its sender, if that can be told.
     """
 
     def __init__(self, reason: str, source: IPv4Address | None = None) -> None:
@@ -97,6 +102,8 @@ def parse(group: Group, packet: bytes) -> Advert | None:
     body = packet[start:]
     if target != GROUP or body[1:2] not in (b"", group.vhid.to_bytes()):
         return None
+    if _is_vrrp(body):
+        raise BadAdvertError("version", source)
     if len(body) < _PAYLOAD.size:
         raise BadAdvertError("truncated", source)
     kind, _, advskew, _, _, advbase, _, counter, digest = _PAYLOAD.unpack_from(body)
@@ -109,6 +116,20 @@ def parse(group: Group, packet: bytes) -> Advert | None:
     if reason := next((flaw for flaw, found in flaws.items() if found), None):
         raise BadAdvertError(reason, source)
     return Advert(source=source, interval=Interval(advbase, advskew), counter=counter)
+
+
+def _is_vrrp(body: bytes) -> bool:
+    """Whether this is VRRP: version 3 (RFC 5798), or 2 (RFC 3768), which has the number of addresses as fourth byte."""
+    first, count = body[:1], body[3:4]
+    return first == b"\x31" or (first == b"\x21" and count not in (b"", bytes([_AUTHLEN])))
+
+
+def signed_for(group: Group, packet: bytes, candidates: Iterable[IPv4Address]) -> IPv4Address | None:
+    """Return the VIP for which an advert was signed with the group's password; None if it is none of the candidates."""
+    _, _, _, start = _parse_ip(packet)
+    *_, counter, digest = _PAYLOAD.unpack_from(packet, start)
+    found = (vip for vip in candidates if hmac.compare_digest(digest, replace(group, vip=vip).digest(counter)))
+    return next(found, None)
 
 
 def _parse_ip(packet: bytes) -> tuple[IPv4Address, IPv4Address, int, int]:
@@ -134,23 +155,33 @@ def checksum(data: bytes) -> int:
 Farewell = list[tuple[float, Interval]]
 """Adverts to say goodbye with, and how many seconds after the beginning."""
 
-_STAGES = (9, 17)
-"""Skews below which backups take over first: thirds of the default range, 1 to 25."""
+UNFIT = 204
+"""Added to the skew of a host that should be master only if no other one can."""
 
-_STAGE = 0.5
-"""Seconds between the stages of a goodbye."""
+_STAGES = ((0.0, 9), (0.5, 17))
+"""Seconds after which backups take over with a skew below that: thirds of the default range, 1 to 25."""
+
+_REPEATED = 0.5
+"""Seconds after which a stage is said again: an advert may be lost."""
+
+_LAST = 1.1
+"""Seconds that hosts which are fit have before the others: ucarp may be that late."""
 
 
-def farewell(own: Interval, dead_ratio: int, *, staged: bool) -> Farewell:
+def farewell(own: Interval, dead_ratio: int, *, staged: bool, to_all: bool = True) -> Farewell:
     """Return the adverts that make backups with our timing take over; staged, those with small skews first.
 
     A backup takes a master for dead whose next advert would come after its own patience, ``advbase * dead_ratio`` and
     its skew. So an interval of that patience and skew X moves those with a smaller skew than X; one second more moves
-    all. Empty if there is no such interval: an advert's advbase is a byte.
+    all, also those that are unfit. Empty if there is no such interval: an advert's advbase is a byte.
     """
     patience = own.advbase * dead_ratio
-    stages = [Interval(patience, below) for below in _STAGES if staged] + [Interval(patience + 1, 0)] * 3
-    return [(number * _STAGE, stage) for number, stage in enumerate(stages) if stage.advbase <= _MAX_BYTE]
+    stages = [(at, Interval(patience, below)) for at, below in _STAGES if staged]
+    fit = len(stages) * _REPEATED
+    stages += [(at, Interval(patience, UNFIT)) for at in (fit, fit + _REPEATED)]
+    if to_all:
+        stages += [(at, Interval(patience + 1, 0)) for at in (fit + _LAST, fit + _LAST + _REPEATED)]
+    return [(at, stage) for at, stage in stages if stage.advbase <= _MAX_BYTE]
 
 
 def keeps_backup(advert: Interval, own: Interval, dead_ratio: int, *, preempt: bool) -> bool:

@@ -94,31 +94,27 @@ def key(password: str) -> bytes:
 
 
 class Message(StrEnum):
-    """What a line of ucarp's means, for those that mean something to us."""
+    """What a line of ucarp's means."""
 
     MASTER = "election.master"
     BACKUP = "election.backup"
-    BAD_DIGEST = "election.bad_digest"
-    RIVAL = "election.rival"
-    YIELDED = "election.yielded"
-    PEER_LEFT = "election.peer_left"
-    PREEMPTED = "election.preempted"
     HOOK_LOST = "election.hook_lost"
-    SPAWNING = "ucarp.spawning"
+    KNOWN = "ucarp.known"
+    """What the daemon has heard on the wire itself, or done."""
     OTHER = "ucarp.message"
 
 
 _MESSAGES = (
     ("Switching to state: MASTER", Message.MASTER),
     ("Switching to state: BACKUP", Message.BACKUP),
-    ("Bad digest", Message.BAD_DIGEST),
-    ("Non-preferred master advertising", Message.RIVAL),
-    ("Preferred master advertised", Message.YIELDED),
-    ("Putting MASTER DOWN", Message.PEER_LEFT),
-    ("Putting MASTER down", Message.PREEMPTED),
     ("Unable to spawn the script", Message.HOOK_LOST),
     ("Unable to exec", Message.HOOK_LOST),
-    ("Spawning [", Message.SPAWNING),
+    ("Bad digest", Message.KNOWN),
+    ("Non-preferred master advertising", Message.KNOWN),
+    ("Preferred master advertised", Message.KNOWN),
+    ("Putting MASTER DOWN", Message.KNOWN),
+    ("Putting MASTER down", Message.KNOWN),
+    ("Spawning [", Message.KNOWN),
 )
 
 
@@ -184,8 +180,9 @@ class Ucarp:
 
     def is_frozen(self) -> bool:
         """Whether ucarp was stopped (SIGSTOP, a debugger) and advertises nothing; state in proc(5)."""
-        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state in "Tt"
+        with suppress(OSError):  # it has ended: that is an event of its own
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
 
     def terminate(self) -> None:
         """Ask ucarp to run its down hook and end. Without a carrier it does not listen for up to 10 s."""

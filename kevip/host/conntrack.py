@@ -1,11 +1,13 @@
 """The kernel's connection tracking of what goes to the VIP."""
 
+import re
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from kevip.host import command
 
-_LOOSE = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose")
+_SYSCTL = Path("/proc/sys/net/netfilter")
+_LOOSE, _COUNT, _MAX = (_SYSCTL / f"nf_conntrack_{name}" for name in ("tcp_loose", "count", "max"))
 _NONE_DELETED = "0 flow entries have been deleted"
 
 
@@ -17,6 +19,21 @@ def picks_up_connections() -> bool:
         return True  # conntrack is not loaded yet, and on by default
 
 
+def fill() -> tuple[int, int] | None:
+    """Return how many connections are tracked, and how many can be; None if conntrack is not loaded yet."""
+    try:
+        return int(_COUNT.read_text()), int(_MAX.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def count(vip: IPv4Address) -> int:
+    """Return how many connections to the VIP are tracked; raises CommandError."""
+    # Its stdout may be long; the number is the last that it says.
+    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)])
+    return int(re.findall(r"(\d+) flow entries", said)[-1])
+
+
 def forget_untranslated(vip: IPv4Address) -> None:
     """Delete connections to the VIP that were tracked before our rules were there; raises CommandError.
 
@@ -26,14 +43,19 @@ def forget_untranslated(vip: IPv4Address) -> None:
     _delete("--orig-dst", str(vip), "--reply-src", str(vip))
 
 
-def forget(vip: IPv4Address) -> None:
-    """Delete all connections to the VIP: if it comes back, none must be found here; raises CommandError."""
-    _delete("--orig-dst", str(vip))
+def forget(vip: IPv4Address) -> int:
+    """Delete all connections to the VIP: if it comes back, none must be found here; return how many there were.
+
+    For VIPs that our rules translate only: those of others are theirs. Raises CommandError.
+    """
+    return _delete("--orig-dst", str(vip))
 
 
-def _delete(*conditions: str) -> None:
+def _delete(*conditions: str) -> int:
     try:
-        command.run_now(["conntrack", "--delete", "--family", "ipv4", *conditions])
+        deleted = command.run_now(["conntrack", "--delete", "--family", "ipv4", *conditions])
     except command.CommandError as error:
         if _NONE_DELETED not in error.stderr:
             raise
+        return 0
+    return deleted.count("\n")

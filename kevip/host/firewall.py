@@ -1,6 +1,7 @@
 """Iptables: which of its two back ends this host uses, and rule sets applied in one transaction per table."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ Backend = Literal["nft", "legacy"]
 BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
 
 _WAIT = "--wait=4"
-"""Seconds to wait for another program's xtables lock: less than a hook waits for us. The nft back end has no lock."""
+"""Seconds to wait for another program's xtables lock: less than the watchdog does. The nft back end has no lock."""
 
 _TABLES = ("mangle", "filter", "nat")
 
@@ -25,9 +26,9 @@ class Iptables:
 
     prefix: str
 
-    def save(self, run: command.Runner = command.run) -> str:
+    def save(self, run: command.Runner = command.run, *, counters: bool = False) -> str:
         """Return all rules as ``iptables-save`` prints them; raises CommandError, HostError if it cannot read some."""
-        saved = run([f"{self.prefix}-save"])
+        saved = run([f"{self.prefix}-save", *(["--counters"] if counters else [])])
         if unreadable := [table for table in _TABLES if f"# Table `{table}' is incompatible" in saved]:
             raise HostError(
                 f"{self.prefix} cannot read {' and '.join(unreadable)}: rules made with nft are in there; "
@@ -63,6 +64,15 @@ def installed() -> dict[Backend, Iptables]:
     if not found and command.find("iptables-restore"):
         found[default()] = Iptables("iptables")
     return found
+
+
+def save_all() -> dict[str, str]:
+    """Return what ``iptables-save`` prints in each back end that works here, by its prefix."""
+    saved = {}
+    for each in installed().values():
+        with suppress(command.CommandError, HostError):
+            saved[each.prefix] = each.save(command.run_now)
+    return saved
 
 
 def default() -> Backend:

@@ -37,6 +37,9 @@ class Interface:
     name: str
     up: bool
     ethernet: bool = True
+    carrier: bool = True
+    multicast: bool = True
+    mtu: int = 1500
     addresses: tuple[Address, ...] = ()
 
     def subnet_of(self, vip: IPv4Address) -> IPv4Network | None:
@@ -73,6 +76,9 @@ def parse(text: str) -> tuple[Interface, ...]:
             name=entry["ifname"],
             up="UP" in entry["flags"],
             ethernet=entry["link_type"] == "ether",
+            carrier="NO-CARRIER" not in entry["flags"],
+            multicast="MULTICAST" in entry["flags"],
+            mtu=entry["mtu"],
             addresses=tuple(_parse_address(each) for each in entry["addr_info"] if each["family"] == "inet"),
         )
         for entry in json.loads(text)
@@ -85,17 +91,17 @@ def listing(run: command.Runner = command.run) -> tuple[Interface, ...]:
     return parse(run(["ip", "-json", "address", "show"]))
 
 
-def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None) -> Placement:
+def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None, *, shared: str = "") -> Placement:
     """Find where the VIP belongs: on the named interface, else on the one whose subnet holds it.
 
-    Raises HostError with every reason why it cannot be there.
+    It may be on the ``shared`` interface too. Raises HostError with every reason why it cannot be there.
     """
     problems = [
         f"VIP {vip} is an address that this host already has on {interface.name}: "
         "take one that no host has (or remove it there first)"
         for interface in interfaces
         for address in interface.addresses
-        if address.ip.ip == vip and not address.is_lease(vip)
+        if address.ip.ip == vip and not address.is_lease(vip) and interface.name != shared
     ]
     try:
         chosen = _named(interfaces, name) if name else _holding(interfaces, vip)
@@ -141,13 +147,31 @@ def _primaries(interface: Interface, vip: IPv4Address) -> list[IPv4Address]:
     return [each.ip.ip for each in interface.addresses if not each.secondary and not each.is_lease(vip)]
 
 
+def link_problem(interfaces: Sequence[Interface], name: str) -> str:
+    """Say what keeps packets from an interface, and what to do; "" if nothing is seen."""
+    found = next((each for each in interfaces if each.name == name), None)
+    if not found:
+        return f"interface {name} is gone: see what has removed it"
+    if not found.up:
+        return _down(name)
+    return "" if found.carrier else _unplugged(name)
+
+
+def _unplugged(name: str) -> str:
+    return f"interface {name} has no carrier: see to its cable, and to the port of the switch"
+
+
+def _down(name: str) -> str:
+    return f"interface {name} is down: ip link set dev {name} up"
+
+
 def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
     """Say what keeps the VIP from this interface."""
     problems = []
     if not interface.ethernet:
         problems.append(f"interface {interface.name} is no Ethernet: CARP and ARP need one")
     if not interface.up:
-        problems.append(f"interface {interface.name} is down: ip link set dev {interface.name} up")
+        problems.append(_down(interface.name))
     if not _primaries(interface, vip):
         problems.append(
             f"interface {interface.name} has no IPv4 address, and CARP needs one as its source: "

@@ -2,12 +2,18 @@
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 
 from kevip.errors import HostError
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}
 """The capabilities that kevip needs, by their bit in capability sets (linux/capability.h)."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+"""Operations of prctl(2), and the interface of capset(2) that has 64 capabilities (linux/prctl.h, capability.h)."""
 
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _ARG_START, _ARG_END = 48, 49
@@ -19,6 +25,23 @@ def missing_capabilities() -> list[str]:
     status = Path("/proc/self/status").read_text()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
     return [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+
+
+def drop_privileges() -> None:
+    """Give up all capabilities but those that kevip needs, for this process and what it will start; raises HostError.
+
+    Root's programs would get them back, but for the bounding set and no_new_privs. Each thread has its own, so there
+    must not be others yet.
+    """
+    for bit in range(64):
+        if bit not in CAPABILITIES.values() and _LIBC.prctl(_PR_CAPBSET_READ, bit, 0, 0, 0) == 1:
+            _LIBC.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0)  # without SETPCAP it fails, and no_new_privs does the same
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    kept = sum(1 << bit for bit in CAPABILITIES.values())
+    inherited = kept if os.geteuid() else 0  # who is not root passes on the ambient ones, which need this
+    sets = struct.pack("6I", kept, kept, inherited, 0, 0, 0)
+    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _LIBC.capset(header, sets):
+        raise HostError(f"cannot give up privileges: {os.strerror(ctypes.get_errno())}")
 
 
 def _forwarding(interface: str) -> list[Path]:
@@ -46,6 +69,28 @@ def enable_forwarding(interface: str) -> None:
                 path.write_text("1")
     except OSError as error:
         raise HostError(f"IP forwarding is off: {error}: sysctl -w net.ipv4.ip_forward=1 on the host") from None
+
+
+def reverse_path_filter(interface: str) -> int:
+    """Return how packets are filtered by the route back to their source: 0 not, 1 strictly, 2 loosely (ip-sysctl.rst).
+
+    The larger of the interface's value and that for all interfaces counts.
+    """
+    return max(int((_SYSCTL / "conf" / name / "rp_filter").read_text()) for name in ("all", interface))
+
+
+def answers_arp_for_all(interface: str) -> bool:
+    """Whether this host answers ARP on the interface for addresses of its other ones, too (arp_ignore)."""
+    values = [(_SYSCTL / "conf" / name / "arp_ignore").read_text() for name in ("all", interface)]
+    return max(map(int, values)) == 0
+
+
+def ipvs_tracks() -> bool:
+    """Whether IPVS keeps its connections in conntrack, where ours are translated (ipvs-sysctl.rst)."""
+    try:
+        return (_SYSCTL / "vs" / "conntrack").read_text().strip() == "1"
+    except FileNotFoundError:
+        return False
 
 
 def hide_argument(secret: str) -> None:

@@ -1,10 +1,15 @@
 """One kevip per VIP and host: two would not hear each other's adverts and would both be master."""
 
+import re
 import socket
 import struct
-from ipaddress import IPv4Address
+from contextlib import suppress
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
 
 from kevip.errors import BusyError
+
+_SOCKETS = Path("/proc/self/net/unix")
 
 
 def take(vip: IPv4Address) -> socket.socket:
@@ -22,6 +27,20 @@ def take(vip: IPv4Address) -> socket.socket:
         raise BusyError(f"another kevip{_holder(name)} serves VIP {vip} on this host already: stop it first") from None
     lock.listen()
     return lock
+
+
+def is_taken(vip: IPv4Address) -> bool:
+    """Whether a kevip of this network namespace has the lock for this VIP. It does not notice."""
+    return vip in taken()
+
+
+def taken() -> set[IPv4Address]:
+    """Return the VIPs whose lock is taken in this network namespace, also by a container on it (proc_net(5), unix)."""
+    found = set()
+    for name in re.findall(r" @kevip/([0-9.]+)$", _SOCKETS.read_text(errors="replace"), re.MULTILINE):
+        with suppress(AddressValueError):  # anybody may take any name
+            found.add(IPv4Address(name))
+    return found
 
 
 def _holder(name: str) -> str:

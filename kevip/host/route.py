@@ -1,14 +1,49 @@
-"""Whether this host has a route to an address."""
+"""How this host reaches an address."""
 
+import json
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from kevip.errors import HostError
 from kevip.host import command
 
 
-def require(target: IPv4Address) -> None:
-    """See to it that there is a route; raises HostError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where packets for an address go: the interface, the gateway if any, and the route's own MTU if it has one.
+
+    ``local`` says that they stay here.
+    """
+
+    interface: str
+    gateway: str | None = None
+    mtu: int | None = None
+    local: bool = False
+
+
+def require(target: IPv4Address) -> Route:
+    """Return the route to an address; raises HostError if there is none."""
     try:
-        command.run_now(["ip", "route", "get", str(target)])
+        text = command.run_now(["ip", "-json", "route", "get", str(target)])
     except command.CommandError as error:
         raise HostError(f"no route to {target}: {' '.join(error.stderr.split())}: ip route get {target}") from None
+    return parse(text)
+
+
+def default_interfaces() -> set[str]:
+    """Return the interfaces of the default route; raises CommandError."""
+    routes = json.loads(command.run(["ip", "-json", "-4", "route", "show", "default"]) or "[]")
+    hops = [hop for route in routes for hop in route.get("nexthops", [route])]
+    return {hop["dev"] for hop in hops if "dev" in hop}
+
+
+def parse(text: str) -> Route:
+    """Parse the output of ``ip -json route get``."""
+    [entry] = json.loads(text)
+    metrics = entry.get("metrics") or [{}]
+    return Route(
+        interface=entry["dev"],
+        gateway=entry.get("gateway"),
+        mtu=metrics[0].get("mtu"),
+        local=entry.get("type") == "local",
+    )

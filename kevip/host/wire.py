@@ -15,6 +15,9 @@ _ETHERNET_HEADER = 14
 _ENOUGH = 2048
 """More bytes than a packet that interests us has."""
 
+_AT_ONCE = 512
+"""Packets to hear before other things have their turn: more than the socket's buffer holds."""
+
 Instruction = tuple[int, int, int, int]
 """Code, jump if true, jump if false, operand: classic BPF (linux/filter.h)."""
 
@@ -56,7 +59,6 @@ class Wire:
         try:
             self._attach(instructions)
             self._socket.bind((interface, _ETH_P_ALL))
-            self.mac: bytes = self._socket.getsockname()[4]
         except BaseException:
             self._socket.close()
             raise
@@ -66,14 +68,23 @@ class Wire:
         program = struct.pack("HL", len(instructions), ctypes.addressof(code))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
+    @property
+    def mac(self) -> bytes:
+        """The interface's MAC address as it is now: that of a bond may change."""
+        mac: bytes = self._socket.getsockname()[4]
+        return mac
+
     def fileno(self) -> int:
         """Return what to select on."""
         return self._socket.fileno()
 
     def hear(self) -> Iterator[tuple[bool, bytes]]:
-        """Yield the packets that came, from their Ethernet header on, and whether this host sent them."""
+        """Yield packets that came, from their Ethernet header on, and whether this host sent them.
+
+        If there is no end of them, the rest is for the next call.
+        """
         with suppress(OSError):  # no more of them, or the interface went down
-            while True:
+            for _ in range(_AT_ONCE):
                 packet, sender = self._socket.recvfrom(_ENOUGH)
                 yield sender[2] == socket.PACKET_OUTGOING, packet
 

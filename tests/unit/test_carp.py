@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import example, given
@@ -18,6 +18,7 @@ from kevip.election.carp import (
     farewell,
     keeps_backup,
     parse,
+    signed_for,
 )
 
 GROUP = Group(vhid=100, vip=IPv4Address("10.77.0.100"), key=b"correct horse")
@@ -57,6 +58,16 @@ def test_takes_what_it_builds_itself(group: Group, advert: Advert) -> None:
     packet = build(group, advert)
     assert parse(group, packet) == advert
     assert checksum(packet[:20]) == 0
+
+
+@pytest.mark.parametrize(("group", "vip"), [
+    (GROUP, GROUP.vip),
+    (replace(GROUP, vip=IPv4Address("10.77.0.101")), IPv4Address("10.77.0.101")),
+    (replace(GROUP, vip=IPv4Address("10.78.0.1")), None),
+    (replace(GROUP, key=b"another"), None),
+])  # fmt: skip
+def test_tells_for_which_vip_an_advert_was_signed(group: Group, vip: IPv4Address | None) -> None:
+    assert signed_for(GROUP, build(group, ADVERT), IPv4Network("10.77.0.0/24")) == vip
 
 
 def verdict(packet: bytes) -> str:
@@ -114,27 +125,38 @@ def test_an_advert_that_came_through_a_router_is_told() -> None:
         parse(GROUP, bytes(packet))
 
 
-def test_vrrp_is_told_only_if_it_has_our_id() -> None:
-    packet = bytearray(build(GROUP, ADVERT))
-    packet[20] = 0x31
+@pytest.mark.parametrize("vrrp", [
+    bytes.fromhex("21646401 0001 0000 0a4d0064 0000000000000000"),
+    bytes.fromhex("31646401 0064 0000 0a4d0064"),
+    bytes.fromhex("31646401 0064 0000 0a4d0064") + bytes(34),
+], ids=["version 2", "version 3", "padded"])  # fmt: skip
+def test_vrrp_is_told_only_if_it_has_our_id(vrrp: bytes) -> None:
+    """As keepalived sends it, for 10.77.0.100 with id 100 (RFC 3768, RFC 5798)."""
+    head = build(GROUP, ADVERT)[:20]
     with pytest.raises(BadAdvertError, match="version"):
-        parse(GROUP, bytes(packet))
-    packet[21] = 99
-    assert parse(GROUP, bytes(packet)) is None
+        parse(GROUP, head + vrrp)
+    assert parse(GROUP, head + vrrp[:1] + b"\x63" + vrrp[2:]) is None
 
 
-ALL = Interval(4, 0)
+FIT, ALL = Interval(3, 204), Interval(4, 0)
 
 
-@pytest.mark.parametrize(("own", "dead_ratio", "staged", "expected"), [
-    (Interval(1, 5), 3, True,
-     [(0, Interval(3, 9)), (0.5, Interval(3, 17)), (1, ALL), (1.5, ALL), (2, ALL)]),
-    (Interval(1, 5), 3, False, [(0, ALL), (0.5, ALL), (1, ALL)]),
-    (Interval(51, 5), 5, True, [(0, Interval(255, 9)), (0.5, Interval(255, 17))]),
-    (Interval(255, 5), 3, True, []),
+STAGES = [(0, Interval(3, 9)), (0.5, Interval(3, 17)), (1, FIT), (1.5, FIT)]
+
+
+@pytest.mark.parametrize(("own", "dead_ratio", "staged", "to_all", "expected"), [
+    (Interval(1, 5), 3, True, True, [*STAGES, (2.1, ALL), (2.6, ALL)]),
+    (Interval(1, 5), 3, True, False, STAGES),
+    (Interval(1, 5), 3, False, True, [(0, FIT), (0.5, FIT), (1.1, ALL), (1.6, ALL)]),
+    (Interval(1, 5), 3, False, False, [(0, FIT), (0.5, FIT)]),
+    (Interval(51, 5), 5, True, True,
+     [(0, Interval(255, 9)), (0.5, Interval(255, 17)), (1, Interval(255, 204)), (1.5, Interval(255, 204))]),
+    (Interval(255, 5), 3, True, True, []),
 ])  # fmt: skip
-def test_farewell(own: Interval, dead_ratio: int, staged: bool, expected: list[tuple[float, Interval]]) -> None:
-    assert farewell(own, dead_ratio, staged=staged) == expected
+def test_farewell(
+    own: Interval, dead_ratio: int, staged: bool, to_all: bool, expected: list[tuple[float, Interval]]
+) -> None:
+    assert farewell(own, dead_ratio, staged=staged, to_all=to_all) == expected
 
 
 @pytest.mark.parametrize(("advert", "skew", "preempt", "keeps"), [

@@ -1,5 +1,6 @@
 """Which interface a VIP belongs on, from what ``ip -json address`` prints."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -8,16 +9,16 @@ from kevip.errors import HostError
 from kevip.host.interface import FOREVER, Address, Interface, Placement, parse, place
 
 JSON = """
-[{"ifname":"lo","flags":["LOOPBACK","UP","LOWER_UP"],"link_type":"loopback","addr_info":[
+[{"ifname":"lo","flags":["LOOPBACK","UP","LOWER_UP"],"mtu":65536,"link_type":"loopback","addr_info":[
    {"family":"inet","local":"127.0.0.1","prefixlen":8,"valid_life_time":4294967295,"preferred_life_time":4294967295}]},
  {},
- {"ifname":"eth0","flags":["BROADCAST","MULTICAST","UP"],"link_type":"ether","addr_info":[
+ {"ifname":"eth0","flags":["BROADCAST","MULTICAST","UP"],"mtu":9000,"link_type":"ether","addr_info":[
    {"family":"inet","local":"10.0.0.11","prefixlen":24,"valid_life_time":4294967295,"preferred_life_time":4294967295},
    {"family":"inet","local":"10.0.0.12","prefixlen":24,"secondary":true,
     "valid_life_time":4294967295,"preferred_life_time":4294967295},
    {"family":"inet","local":"10.0.0.100","prefixlen":32,"valid_life_time":5,"preferred_life_time":0},
    {"family":"inet6","local":"fe80::1","prefixlen":64,"valid_life_time":4294967295,"preferred_life_time":4294967295}]},
- {"ifname":"eth1","flags":["BROADCAST","MULTICAST"],"link_type":"ether","addr_info":[]}]
+ {"ifname":"eth1","flags":["BROADCAST","MULTICAST"],"mtu":1500,"link_type":"ether","addr_info":[]}]
 """
 
 VIP = IPv4Address("10.0.0.100")
@@ -35,10 +36,11 @@ ETH0 = interface("eth0", "10.0.0.11/24")
 
 def test_parses_what_ip_prints() -> None:
     assert parse(JSON) == (
-        LO,
+        replace(LO, multicast=False, mtu=65536),
         Interface(
             name="eth0",
             up=True,
+            mtu=9000,
             addresses=(
                 Address(ip=IPv4Interface("10.0.0.11/24")),
                 Address(ip=IPv4Interface("10.0.0.12/24"), secondary=True),

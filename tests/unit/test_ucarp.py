@@ -77,7 +77,7 @@ TIME = "2026-01-01T00:00:00.000001:"
     (f"{TIME} [WARNING] Switching to state: MASTER", (Message.MASTER, "Switching to state: MASTER")),
     (f"{TIME} [WARNING] Switching to state: BACKUP", (Message.BACKUP, "Switching to state: BACKUP")),
     (f"{TIME} [WARNING] Bad digest - md2=[00...] md=[01...] - Check vhid, password and virtual IP",
-     (Message.BAD_DIGEST, "Bad digest - md2=[00...] md=[01...] - Check vhid, password and virtual IP")),
+     (Message.KNOWN, "Bad digest - md2=[00...] md=[01...] - Check vhid, password and virtual IP")),
     (f"{TIME} [ERROR] Unable to spawn the script: Resource temporarily unavailable",
      (Message.HOOK_LOST, "Unable to spawn the script: Resource temporarily unavailable")),
     (f"{TIME} [ERROR] Password too long", (Message.OTHER, "Password too long")),

@@ -1,0 +1,123 @@
+"""What is in nftables, asked of the kernel itself (nfnetlink), so that the program ``nft`` need not be there.
+
+Numbers are those of linux/netlink.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+_NETLINK_NETFILTER, _SUBSYSTEM = 12, 10
+_GET_CHAIN, _GET_SET_ELEMENT = 4, 13
+_ERROR, _DONE = 2, 3
+_REQUEST, _DUMP, _NESTED = 0x1, 0x300, 0x8000
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5, 1
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEMENT = _ELEMENT_KEY = _DATA_VALUE = 1
+_FORWARD, _DROP = 2, 0
+_FAMILIES = {1: "inet", 2: "ip"}
+"""The families that IPv4 packets go through."""
+
+_MESSAGE = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_NUMBER = struct.Struct("!I")
+_LARGEST = 1 << 16
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain that forwarded packets go through; ``drops`` says that its policy is to drop."""
+
+    family: str
+    table: str
+    name: str
+    drops: bool
+
+
+def forward_chains() -> list[Chain]:
+    """Return the chains at the forward hook; none if the kernel has no nftables."""
+    try:
+        return [
+            Chain(
+                family=_FAMILIES[family],
+                table=_text(chain[_CHAIN_TABLE]),
+                name=_text(chain[_CHAIN_NAME]),
+                drops=_number(chain.get(_CHAIN_POLICY)) == _DROP,
+            )
+            for family, chain in _ask(_GET_CHAIN, _REQUEST | _DUMP, 0, b"")
+            if family in _FAMILIES and _number(_attributes(chain.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)) == _FORWARD
+        ]
+    except OSError:
+        return []
+
+
+def contains(table: str, name: str, address: IPv4Address) -> bool:
+    """Whether a set of an ``ip`` table has an address; no if there is no such set, or no nftables."""
+    key = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, address.packed))
+    element = _attribute(_NESTED | _LIST_ELEMENT, key)
+    wanted = (
+        _attribute(_LIST_TABLE, table.encode() + b"\0")
+        + _attribute(_LIST_SET, name.encode() + b"\0")
+        + _attribute(_NESTED | _LIST_ELEMENTS, element)
+    )
+    try:
+        return any(True for _ in _ask(_GET_SET_ELEMENT, _REQUEST, socket.AF_INET, wanted))
+    except OSError:
+        return False
+
+
+def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Yield family and attributes of each answer of the kernel; raises OSError."""
+    body = struct.pack("=BBH", family, 0, 0) + attributes
+    head = _MESSAGE.pack(_MESSAGE.size + len(body), _SUBSYSTEM << 8 | kind, flags, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_PATIENCE)
+        kernel.send(head + body)
+        more = True
+        while more:
+            for answer, content in _messages(kernel.recv(_LARGEST)):
+                if answer == _ERROR:
+                    error = -struct.unpack_from("=i", content)[0]
+                    raise OSError(error, os.strerror(error))
+                if answer == _DONE:
+                    return
+                yield content[0], _attributes(content[4:])
+            more = bool(flags & _DUMP)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= _MESSAGE.size:
+        length, kind, *_ = _MESSAGE.unpack_from(data)
+        yield kind, data[_MESSAGE.size : length]
+        data = data[_padded(length) :]
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        found[kind & ~_NESTED] = data[_ATTRIBUTE.size : length]
+        data = data[_padded(length) :]
+    return found
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(_padded(length) - length)
+
+
+def _padded(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
+
+
+def _number(value: bytes | None) -> int | None:
+    number: int | None = _NUMBER.unpack(value)[0] if value else None
+    return number
