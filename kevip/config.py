@@ -3,15 +3,20 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
+from itertools import chain
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, Literal
 
 from kevip import log
+from kevip.election.carp import UNFIT
 from kevip.errors import SettingsError
+from kevip.health import Check
 from kevip.host import firewall
+from kevip.nat import Ports
 
 _RESERVED = IPv4Network("240.0.0.0/4")
 _BOOLEANS = {
@@ -19,8 +24,35 @@ _BOOLEANS = {
     "false": False, "0": False, "no": False, "off": False,
 }  # fmt: skip
 
-RANGES = {"vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255)}
-"""The numbers that ucarp takes. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp."""
+RANGES = {
+    "vip_id": (1, 255),
+    "advbase": (1, 255),
+    "advskew": (0, 254),
+    "dead_ratio": (1, 255),
+    "check_interval": (1, 3600),
+    "check_fall": (1, 100),
+    "check_rise": (1, 100),
+}
+"""Least and most of each number. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp."""
+
+_PROXYING = ("target", "global_masquerade", "allow_from", "ports")
+"""The settings that say how to proxy, and mean nothing where the VIP is only held."""
+
+
+RUN_DIR = Path("/run/kevip")
+_PORTS = range(1, 2**16)
+_ENDPOINT = re.compile(r"(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+|localhost)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to listen."""
+
+    host: IPv4Address | IPv6Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"  # noqa: PLR2004
 
 
 def random_advskew() -> int:
@@ -33,11 +65,19 @@ class Config:
     """One VIP and how to serve it; raises SettingsError with every problem when built from values that do not fit.
 
     ``advbase`` is in seconds, ``advskew`` in 1/256 of a second, ``dead_ratio`` in adverts missed (ucarp(8)).
+    ``check_interval`` is in seconds, ``check_fall`` and ``check_rise`` in results in a row.
     """
 
     vip: IPv4Address
-    target: IPv4Address
+    target: IPv4Address | None = None
     password: str = field(repr=False)
+    hold_only: bool = False
+    allow_from: tuple[IPv4Network, ...] = ()
+    ports: tuple[Ports, ...] = ()
+    check: Check | None = None
+    check_interval: int = 5
+    check_fall: int = 3
+    check_rise: int = 2
     global_masquerade: bool = False
     vip_id: int = 0
     interface: str | None = None
@@ -47,7 +87,8 @@ class Config:
     preempt: bool = False
     broadcast: bool = False
     iptables: firewall.Backend | Literal["auto"] = "auto"
-    run_dir: Path = Path("/run/kevip")
+    metrics: Endpoint | None = None
+    run_dir: Path = RUN_DIR
     log_format: log.Format = "auto"
     log_level: log.Level = "info"
 
@@ -70,9 +111,8 @@ def load(given: Mapping[str, Any]) -> Config:
     """Build a Config from parsed settings, None where one was not given; raises SettingsError with every problem."""
     problems = [value.problem for value in given.values() if isinstance(value, Malformed)]
     values = {name: value for name, value in given.items() if value is not None and not isinstance(value, Malformed)}
-    problems += [
-        f"{label(name)} is missing: set it to an IPv4 address" for name in ("vip", "target") if given.get(name) is None
-    ]
+    needed = ("vip",) if given.get("hold_only") is True else ("vip", "target")
+    problems += [f"{label(name)} is missing: set it to an IPv4 address" for name in needed if given.get(name) is None]
     if not isinstance(given.get("password_file"), Malformed):
         try:
             values["password"] = _password(values.get("password"), values.pop("password_file", None))
@@ -116,6 +156,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('vip')} and {label('target')} are both {vip}: the VIP must be an address of its own"
     if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
+    yield from chain(_held_and_proxied(values), _skewed_and_checked(values))
     if values.get("password") == "":
         yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
@@ -123,6 +164,25 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             least <= number <= most or (name, number) == ("vip_id", 0)
         ):
             yield f"{label(name)}: {number} is not a whole number from {least} to {most}"
+
+
+def _held_and_proxied(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what contradicts holding the VIP only, or is missing where it is not."""
+    if not values.get("hold_only"):
+        if "target" in values and not values["target"]:
+            yield f"{label('target')} is missing: set it to an IPv4 address"
+        return
+    for name in _PROXYING:
+        if values.get(name):
+            yield f"{label('hold_only')} and {label(name)} contradict each other: leave one of them out"
+    if (check := values.get("check")) and check.kind != "http":
+        yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http://HOST:PORT/PATH"
+
+
+def _skewed_and_checked(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what contradicts a check, which adds to the skew of a host that should come last."""
+    if values.get("check") and (skew := values.get("advskew") or 0) >= UNFIT:
+        yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
 
 
 def _unusable(address: IPv4Address) -> str | None:
@@ -149,6 +209,33 @@ def parse_ipv4(text: str) -> IPv4Address:
     raise ValueError(f"{text!r} is not an IPv4 address, such as 192.0.2.10")
 
 
+def parse_networks(text: str) -> tuple[IPv4Network, ...]:
+    """Parse networks, separated by commas; raises ValueError."""
+    return tuple(dict.fromkeys(_network(each.strip()) for each in text.split(",")))
+
+
+def _network(text: str) -> IPv4Network:
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 network, such as 192.0.2.0/24") from None
+    if network.network_address != IPv4Address(text.partition("/")[0]):
+        raise ValueError(f"{text!r} has bits beyond its prefix: {network} may be what is meant")
+    return network
+
+
+def parse_ports(text: str) -> tuple[Ports, ...]:
+    """Parse ports and ranges of them, of TCP or with ``/udp``, separated by commas; raises ValueError."""
+    return tuple(dict.fromkeys(_ports(each.strip()) for each in text.split(",")))
+
+
+def _ports(text: str) -> Ports:
+    found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp))?", text)
+    if not found or not 0 < int(found[1]) <= int(found[2] or found[1]) <= 0xFFFF:  # noqa: PLR2004 - 16 bits
+        raise ValueError(f"{text!r} is no port, such as 443, 53/udp or 8000-8010")
+    return Ports("udp" if found[3] == "udp" else "tcp", int(found[1]), int(found[2] or found[1]))
+
+
 def parse_boolean(text: str) -> bool:
     """Parse a switch; raises ValueError."""
     try:
@@ -167,3 +254,13 @@ def parse_number(name: str) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Parse HOST:PORT; raises ValueError. A host is an address: a name would have to be resolved at each start."""
+    match = _ENDPOINT.fullmatch(text)
+    if match and int(match["port"]) in _PORTS:
+        with suppress(AddressValueError):
+            four = "127.0.0.1" if match["four"] == "localhost" else match["four"]
+            return Endpoint(IPv6Address(match["six"]) if match["six"] else IPv4Address(four), int(match["port"]))
+    raise ValueError(f"{text!r} is not an address and a port, such as 127.0.0.1:9112, 0.0.0.0:9112 or [::]:9112")

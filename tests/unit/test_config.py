@@ -1,7 +1,7 @@
 """The settings: from flags, from variables, from both; what is refused, and that all of it is told at once."""
 
 import string
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kevip import cli
 from kevip.config import RANGES, Config
 from kevip.errors import SettingsError
+from kevip.nat import Ports
 
 GOOD = {"vip": "10.0.0.100", "target": "192.0.2.9", "password": "secret"}
 
@@ -80,7 +81,12 @@ def test_a_flag_wins_over_its_variable(flags: dict[str, str], env: dict[str, str
     assert {name: str(getattr(config, name)) for name in flags} == flags
 
 
-@given(st.dictionaries(st.sampled_from([*GOOD, *RANGES, "iptables", "preempt", "log_level"]), st.text().filter(bool)))
+@given(
+    st.dictionaries(
+        st.sampled_from([*GOOD, *RANGES, "iptables", "preempt", "log_level", "ports", "allow_from", "check"]),
+        st.text().filter(bool),
+    )
+)
 def test_any_nonsense_is_refused_with_problems_of_one_line_each(env: dict[str, str]) -> None:
     flawed = {"vip": "not an address"} | {name: value.replace("\0", "") for name, value in env.items()}
     found = problems({"target": "nor this"}, flawed)
@@ -112,12 +118,20 @@ def test_defaults() -> None:
         run_dir=Path("/run/kevip"),
         log_format="auto",
         log_level="info",
+        hold_only=False,
+        allow_from=(),
+        ports=(),
+        check=None,
+        check_interval=5,
+        check_fall=3,
+        check_rise=2,
     )
 
 
 def test_an_empty_variable_counts_as_absent() -> None:
     config = read(GOOD, {"vip_id": "", "interface": "", "global_masquerade": "", "password_file": "", "advskew": ""})
     assert (config.vip_id, config.interface, config.global_masquerade) == (100, None, False)
+    assert read(GOOD | {"advskew": "7"}, {"ports": "", "allow_from": "", "check": ""}) == read(GOOD, {"advskew": "7"})
 
 
 @pytest.mark.parametrize("name", ["global_masquerade", "preempt", "broadcast"])
@@ -199,11 +213,54 @@ NOTHING = (
     ({"advskew": "-1"}, "--advskew (ADVSKEW): '-1' is not a whole number from 0 to 254"),
     ({"dead_ratio": "٣"}, "--dead-ratio (DEAD_RATIO): '٣' is not a whole number from 1 to 255"),
     ({"password": ""}, NOTHING),
+    ({"allow_from": "10.0.0.0/8,nobody"},
+     "--allow-from (ALLOW_FROM): 'nobody' is not an IPv4 network, such as 192.0.2.0/24"),
+    ({"allow_from": "10.0.0.1/8"},
+     "--allow-from (ALLOW_FROM): '10.0.0.1/8' has bits beyond its prefix: 10.0.0.0/8 may be what is meant"),
+    ({"allow_from": ""}, "--allow-from (ALLOW_FROM): '' is not an IPv4 network, such as 192.0.2.0/24"),
+    *(({"port": text}, f"--port (PORTS): {text!r} is no port, such as 443, 53/udp or 8000-8010")
+      for text in ("", "0", "65536", "80-70", "80/icmp", "http", "٨٠", "-1", "1-")),
+    *(({"check": text}, f"--check (CHECK): {text!r} is none of tcp:PORT, icmp, http://HOST[:PORT]/PATH")
+      for text in ("", "tcp", "tcp:0", "tcp:65536", "https://10.0.0.1/", "http://", "http://:80/", "http://10.0.0.1:x/",
+                   "http://user@10.0.0.1/", "http://:pw@10.0.0.1/", "http://10.0.0.1/\r\n", "ICMP")),
+    ({"check": "icmp", "advskew": "204"},
+     "--advskew (ADVSKEW): with --check (CHECK), 204 is too much: set one below 204"),
+    ({"check_interval": "0"}, "--check-interval (CHECK_INTERVAL): '0' is not a whole number from 1 to 3600"),
+    ({"hold_only": "true"},
+     "--hold-only (HOLD_ONLY) and --target (TARGET) contradict each other: leave one of them out"),
     ({"log_level": "loud"}, "--log-level (LOG_LEVEL): 'loud' is none of debug, info, warning, error"),
     ({"run_dir": ""}, "--run-dir (RUN_DIR): '' is not a path"),
 ])  # fmt: skip
 def test_refuses(flags: dict[str, str], problem: str) -> None:
-    assert problems(GOOD | flags) == [problem]
+    switches = {name: value for name, value in flags.items() if value == "true"}
+    assert problems(GOOD | {name: flags[name] for name in flags if name not in switches}, switches) == [problem]
+
+
+def test_what_proxies_contradicts_holding_the_vip_only() -> None:
+    env = {"hold_only": "1", "global_masquerade": "1", "ports": "80", "allow_from": "10.0.0.0/8", "check": "icmp"}
+    assert [problem.partition(":")[0] for problem in problems({"vip": "10.0.0.100", "password": "x"}, env)] == [
+        "--hold-only (HOLD_ONLY) and --global-masquerade (GLOBAL_MASQUERADE) contradict each other",
+        "--hold-only (HOLD_ONLY) and --allow-from (ALLOW_FROM) contradict each other",
+        "--hold-only (HOLD_ONLY) and --ports (PORTS) contradict each other",
+        "--check (CHECK)",
+    ]
+
+
+def test_who_and_what_is_proxied() -> None:
+    config = read(GOOD | {"allow_from": "10.0.0.0/8, 192.0.2.1,10.0.0.0/8"}, {"ports": "443,53/udp,8000-8010/tcp,443"})
+    assert config.allow_from == (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.1"))
+    assert config.ports == (Ports("tcp", 443, 443), Ports("udp", 53, 53), Ports("tcp", 8000, 8010))
+    assert [str(ports) for ports in config.ports] == ["443", "53/udp", "8000-8010"]
+
+
+@pytest.mark.parametrize("text", ["tcp:443", "icmp", "http://192.0.2.9", "http://db.example:8080/health?x=1"])
+def test_checks_are_written_as_they_are_read(text: str) -> None:
+    assert str(read(GOOD | {"check": text}, {}).check) == text
+
+
+def test_a_held_vip_needs_no_target() -> None:
+    config = read({"vip": "10.0.0.100", "password": "x"}, {"hold_only": "true", "check": "http://127.0.0.1/"})
+    assert (config.target, config.hold_only) == (None, True)
 
 
 def test_refuses_an_unspecified_vip_once_for_each_reason() -> None:
@@ -244,3 +301,21 @@ def test_a_config_cannot_be_built_from_values_that_do_not_fit() -> None:
 def test_an_unknown_argument_is_a_usage_error(arguments: list[str]) -> None:
     with pytest.raises(click.UsageError):
         run(arguments, {})
+
+
+@pytest.mark.parametrize(("text", "endpoint"), [
+    ("127.0.0.1:9112", "127.0.0.1:9112"), ("0.0.0.0:1", "0.0.0.0:1"), ("localhost:65535", "127.0.0.1:65535"),
+    ("[::]:9112", "[::]:9112"), ("[FE80::1]:80", "[fe80::1]:80"), ("", "None"),
+])  # fmt: skip
+def test_metrics_listen_on_an_address(text: str, endpoint: str) -> None:
+    assert str(read(GOOD, {"metrics": text}).metrics) == endpoint
+
+
+@pytest.mark.parametrize("text", [
+    "9112", ":9112", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x", "::1:9112", "[::1]",
+    "[127.0.0.1]:9112", "1.2.3:9112", "node1:9112", "127.0.0.1:9112 ", "127.0.0.1:٩", "[::g]:9112", "*:9112",
+])  # fmt: skip
+def test_metrics_elsewhere_are_refused(text: str) -> None:
+    assert problems(GOOD, {"metrics": text}) == [
+        f"--metrics (METRICS): {text!r} is not an address and a port, such as 127.0.0.1:9112, 0.0.0.0:9112 or [::]:9112"
+    ]

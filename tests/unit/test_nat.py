@@ -1,10 +1,11 @@
 """The rules, literally, and their removal from what iptables-save prints."""
 
-from ipaddress import IPv4Address
+import re
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from kevip.nat import Proxy, ours, teardown
+from kevip.nat import Ports, Proxy, counted, ours, teardown
 
 VIP = IPv4Address("10.0.0.100")
 TARGET = IPv4Address("192.0.2.9")
@@ -59,6 +60,55 @@ COMMIT
 @pytest.mark.parametrize(("global_masquerade", "text"), [(False, SCOPED), (True, GLOBAL)])
 def test_the_rules_are_these(global_masquerade: bool, text: str) -> None:
     assert Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade).setup() == text
+
+
+GUARDED = """\
+*mangle
+:KEVIP-GUARD-10.0.0.100 - [0:0]
+-A KEVIP-GUARD-10.0.0.100 -s 192.0.2.9 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID \
+-m comment --comment kevip:10.0.0.100 -j DROP
+-A KEVIP-GUARD-10.0.0.100 ! -d 10.0.0.100 -m comment --comment kevip:10.0.0.100 -j RETURN
+-A KEVIP-GUARD-10.0.0.100 -s 10.1.0.0/16 -m comment --comment kevip:10.0.0.100 -j RETURN
+-A KEVIP-GUARD-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED \
+-m comment --comment kevip:10.0.0.100 -j DROP
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-GUARD-10.0.0.100
+COMMIT
+*filter
+:KEVIP-IN-10.0.0.100 - [0:0]
+:KEVIP-FWD-10.0.0.100 - [0:0]
+-A KEVIP-IN-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED -p tcp \
+-m comment --comment kevip:10.0.0.100 -j REJECT --reject-with tcp-reset
+-A KEVIP-IN-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED \
+-m comment --comment kevip:10.0.0.100 -j REJECT
+-I INPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-IN-10.0.0.100
+"""
+
+DNAT = """\
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -p tcp -m tcp --dport 443:443 \
+-m comment --comment kevip:10.0.0.100 -j DNAT --to-destination 192.0.2.9
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -p udp -m udp --dport 53:54 \
+-m comment --comment kevip:10.0.0.100 -j DNAT --to-destination 192.0.2.9
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100
+-A KEVIP-SNAT"""
+
+
+def test_sources_and_ports_are_limited_by_these_rules() -> None:
+    ports = (Ports("tcp", 443, 443), Ports("udp", 53, 54))
+    text = Proxy(vip=VIP, target=TARGET, ports=ports, allow_from=(IPv4Network("10.1.0.0/16"),)).setup()
+    assert text.startswith(GUARDED)
+    assert DNAT in text  # and no jump from OUTPUT: processes of this host are not allowed
+
+
+def test_processes_of_a_host_that_is_allowed_may_use_the_vip() -> None:
+    """They send from the VIP itself."""
+    here, networks = IPv4Address("10.1.2.3"), (IPv4Network("10.1.0.0/16"),)
+    text = Proxy(vip=VIP, target=TARGET, here=here, allow_from=networks).setup()
+    assert "-A KEVIP-GUARD-10.0.0.100 -s 10.0.0.100/32 -m comment --comment kevip:10.0.0.100 -j RETURN\n" in text
+    assert "-I OUTPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100\n" in text
+
+
+def test_without_a_target_there_are_no_rules() -> None:
+    assert Proxy(vip=VIP, target=None).setup() == ""
 
 
 def test_the_longest_chain_name_fits_the_kernel() -> None:
@@ -141,3 +191,31 @@ def test_repair_replaces_our_jumps_in_the_same_transaction() -> None:
 @pytest.mark.parametrize(("global_masquerade", "number"), [(False, 9), (True, 8)])
 def test_the_number_of_rules(global_masquerade: bool, number: int) -> None:
     assert Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade).rules() == number
+
+
+COUNTED = """\
+*nat
+:PREROUTING ACCEPT [7:420]
+:KEVIP-DNAT-10.0.0.100 - [0:0]
+[5:300] -A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100
+[4:240] -A KEVIP-DNAT-10.0.0.100 -m comment --comment "kevip:10.0.0.100" -j DNAT --to-destination 192.0.2.9
+[3:180] -A KEVIP-DNAT-10.0.0.100 -j RETURN
+[2:120] -A POSTROUTING -m comment --comment kevip:10.0.0.101 -j MASQUERADE
+[1:60] -A POSTROUTING -m comment --comment "kevip:10.0.0.999" -j MASQUERADE
+[1:60] -A POSTROUTING -m comment --comment "kevip:10.0.0.100 and more" -j MASQUERADE
+[1:60] -A POSTROUTING -j MASQUERADE
+COMMIT
+*filter
+[9:900] -A KEVIP-FWD-10.0.0.100 -m comment --comment "kevip:10.0.0.100" -j ACCEPT
+COMMIT
+"""
+
+
+def test_counters_are_told_apart_by_vip_and_by_what_the_rules_do() -> None:
+    found = counted(COUNTED)
+    assert {vip: [(rule.part, rule.packets, rule.bytes) for rule in rules] for vip, rules in found.items()} == {
+        VIP: [(None, 5, 300), ("dnat", 4, 240), (None, 3, 180), ("forward", 9, 900)],
+        VIP + 1: [("masquerade", 2, 120)],
+    }
+    plain = re.sub(r"^\[.*?\] (?=-A)", "", COUNTED, flags=re.MULTILINE)
+    assert [rule.text for rule in found[VIP]] == ours(plain, VIP)
