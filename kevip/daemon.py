@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import IPv4Address
 from time import monotonic
@@ -11,13 +12,16 @@ from kevip.config import Config
 from kevip.election.carp import Advert, BadAdvertError, Farewell, farewell
 from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
 from kevip.errors import KevipError
-from kevip.host import address, conntrack, kernel
-from kevip.log import logger
+from kevip.host import address, conntrack, kernel, systemd
 from kevip.loop import Loop
 from kevip.nat import Proxy
+from kevip.presence import Presence
+from kevip.record import Reason, Record, Role
+from kevip.reporter import Reporter
 from kevip.runtime import StateFile
 from kevip.segment import LATE, Segment
-from kevip.service import Service
+from kevip.service import Service, kind_of
+from kevip.vigil import Vigil
 
 TICK = address.LEASE / 3
 """Seconds between renewals of the lease, and looks at what else should be so: two may come to nothing."""
@@ -25,21 +29,15 @@ TICK = address.LEASE / 3
 TERM_DEADLINE = 2.0
 """Seconds that ucarp has to end after SIGTERM, before SIGKILL."""
 
-HANDOVER, HANDOVER_ALONE = 3.0, 1.4
+HANDOVER, HANDOVER_ALONE = 3.5, 2.5
 """Seconds to wait for a peer to take over: where one was heard before, and where none was.
 
-Backups are silent, so none heard does not mean that none is there. The second is what a goodbye without stages takes
-until a backup has acted on it whose ucarp is late.
+Backups are silent, so none heard does not mean that none is there. That is what a goodbye takes, with and without its
+first stages, until a backup has acted on it whose ucarp is late.
 """
 
 DRAIN = 1.0
 """Seconds for which connections are still translated after the address went: neighbours may not know yet."""
-
-ANNOUNCEMENTS = (0.1, 0.4, 0.5, 1.0, 2.0)
-"""Seconds between announcements of the VIP after a takeover: one ARP lost must not leave a neighbour behind."""
-
-REFRESH = 30.0
-"""Seconds between announcements, and between questions who else has the VIP, later on."""
 
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds before ucarp is started again after a failure: doubled each time, forgotten once it ran for the longest."""
@@ -53,8 +51,11 @@ STUCK = 3
 PROMPT = 0.5
 """Seconds after which a master that should have advertised is none any more."""
 
-QUIET = 60.0
-"""Seconds in which the same warning is logged once."""
+GLANCE = 0.25
+"""Seconds between looks at whether adverts go out."""
+
+READY = 10.0
+"""Seconds after which systemd is told that the start is done, also out of the election: a cable may be unplugged."""
 
 _BAD_ADVERTS = {
     "digest": "its password or VIP is not ours, or another group uses our id: compare --password and --vip on all "
@@ -65,18 +66,37 @@ _BAD_ADVERTS = {
 
 
 class Daemon:
-    """Serves one VIP on this host until SIGTERM, SIGINT or SIGQUIT. The only writer of what kevip changes on it."""
+    """Serves one VIP on this host until SIGTERM, SIGINT or SIGQUIT. The only writer of what kevip changes on it.
+
+    ``record`` is what it has seen and done so far.
+    """
 
     def __init__(self, config: Config, host: Host, state: StateFile) -> None:
         self._config = config
         self._host = host
-        self._service = Service(
-            Proxy(vip=config.vip, target=config.target, global_masquerade=config.global_masquerade), host.iptables
+        proxy = Proxy(
+            vip=config.vip,
+            target=config.target,
+            here=host.placement.source,
+            global_masquerade=config.global_masquerade,
+            ports=config.ports,
+            allow_from=config.allow_from,
         )
+        self._service = Service(proxy, host.iptables)
         self._interface = host.placement.interface
-        self._state = state
-        self._log = logger(vip=str(config.vip))
+        self.record = Record(
+            vip=config.vip,
+            target=config.target,
+            vip_id=config.vip_id,
+            interface=host.placement.interface,
+            iptables=host.iptables.prefix,
+            patience=config.advbase * config.dead_ratio + config.advskew / 256,
+        )
+        self._reporter = Reporter(self.record, state, self._refresh)
+        self._log = self._reporter.log
         self._loop = Loop()
+        self._presence = Presence(self._loop, self._reporter, config.dead_ratio)
+        self._vigil = Vigil(config, self._loop, self._reporter)
         self._ucarp: Ucarp | None = None
         self._segment: Segment | None = None
         self._elected = False
@@ -85,12 +105,9 @@ class Daemon:
         self._stuck = 0
         self._handover: float | None = None
         self._retry = FIRST_RETRY
-        self._quiet: dict[object, float] = {}
-        self._claims: dict[str, float] = {}
-        self._repairs = 0
-        self._declined = False
+        self._rejoins: Reason | None = None
+        self._stays = False
         self._farewell: Farewell = []
-        self._pauses: list[float] = []
 
     def run(self) -> None:
         """Serve until a signal says to stop; then leave the host as it was."""
@@ -100,6 +117,8 @@ class Daemon:
             try:
                 self._prepare()
                 self._start_ucarp()
+                self._loop.after(READY, partial(systemd.notify, "READY=1"))
+                self._vigil.start(lambda: self._service.active, self._stand)
                 self._tick()
                 while not self._stopping or self._is_busy():
                     self._loop.turn()
@@ -119,12 +138,35 @@ class Daemon:
         """Make the host match the election, then let the hook that asked for it, and so ucarp, go on."""
         if self._elected and not self._service.active:
             self._take_over()
+        elif self._elected and self._stays:
+            self._keep()
         elif self._service.active and not self._elected and self._handover is None:
             self._let_go()
         if self._waiting and self._ucarp:
             while self._waiting:
-                self._ucarp.answer(self._waiting.pop())
-            self._write_state("master" if self._service.active else "backup")
+                request = self._waiting.pop()
+                if request.hook is Hook.UP and not self._service.active:
+                    self._end_ucarp()  # before it can advertise what is not served
+                self._ucarp.answer(request)
+            self._enter_as_told()
+
+    def _enter_as_told(self) -> None:
+        """Enter the role that ucarp has, and we now have too."""
+        if self._handover is not None:
+            return
+        if self._service.active:
+            self._reporter.enter(Role.MASTER, self._segment.reason() if self._segment else Reason.ALONE)
+        else:
+            self._reporter.enter(Role.BACKUP, self._reason_to_be_backup())
+
+    def _reason_to_be_backup(self) -> Reason:
+        """Return why this host is a backup now: what made it leave the last time, if it did."""
+        record = self.record
+        if record.role is Role.INIT:
+            return Reason.JOINED if record.reason in {Reason.STARTED, Reason.UCARP} else record.reason
+        if self._segment and self._segment.master(LATE + self._segment.own.seconds):
+            return Reason.YIELDED
+        return Reason.UNLINKED
 
     # Signals
 
@@ -132,10 +174,11 @@ class Daemon:
         if self._stopping:
             return
         self._log.info("daemon.stopping", signal=number.name)
-        self._stopping = True
+        systemd.notify("STOPPING=1")
+        self._stopping, self._stuck = True, 0
         self._loop.cancel(self._start_ucarp)
         if self._service.active:
-            self._hand_over("stop")
+            self._hand_over(Reason.STOPPED)
         elif self._ucarp:
             self._ucarp.terminate()
             self._loop.after(TERM_DEADLINE, self._end_ucarp)
@@ -151,7 +194,7 @@ class Daemon:
         """Start ucarp on the interface as it is now; if that fails, try again later."""
         config = self._config
         try:
-            place = locate(config.vip, config.interface)
+            place = locate(config)
             candidacy = Candidacy(
                 vip=config.vip,
                 vip_id=config.vip_id,
@@ -159,7 +202,7 @@ class Daemon:
                 source=place.source,
                 password=config.password,
                 advbase=config.advbase,
-                advskew=config.advskew,
+                advskew=self._vigil.advskew,
                 dead_ratio=config.dead_ratio,
                 preempt=config.preempt,
                 broadcast=config.broadcast,
@@ -167,10 +210,11 @@ class Daemon:
             self._open_segment(candidacy)
             ucarp = Ucarp(candidacy)
         except (KevipError, OSError) as error:
-            self._warn_once("ucarp.not_started", str(error), error=str(error), retry_seconds=LOOK_AGAIN)
+            self._reporter.warn_once("ucarp.not_started", str(error), error=str(error), retry_seconds=LOOK_AGAIN)
             self._loop.after(LOOK_AGAIN, self._start_ucarp)
             return
         self._ucarp, self._interface = ucarp, place.interface
+        self.record.ucarp_starts += 1
         self._loop.watch(ucarp.channel, partial(self._on_hooks, ucarp))
         self._loop.watch(ucarp.stderr, partial(self._on_lines, ucarp))
         self._loop.watch(ucarp.pidfd, partial(self._on_exit, ucarp))
@@ -180,13 +224,12 @@ class Daemon:
         self._close_segment()
         segment = self._segment = Segment(candidacy, peers)
         self._loop.watch(segment, partial(self._on_adverts, segment))
-        self._loop.watch(segment.neighbours, partial(self._on_claims, segment))
-        self._loop.after(segment.own.seconds + LATE, self._ask)
+        self._presence.enter(segment)
 
     def _close_segment(self) -> None:
         if self._segment:
+            self._presence.leave()
             self._loop.forget(self._segment)
-            self._loop.forget(self._segment.neighbours)
             self._segment.close()
             self._segment = None
 
@@ -197,10 +240,10 @@ class Daemon:
 
     def _is_declined(self) -> bool:
         """Decline the election if this daemon stops, or another host won it and ucarp, which is late, does not know."""
-        other = self._segment.master(LATE) if self._segment else None
+        other = self._segment.superior() if self._segment else None
         if other:
             self._log.info("election.declined", master=str(other))
-            self._declined = True
+            self._rejoins = Reason.LATE
         if other or self._stopping:
             self._end_ucarp()
         return bool(other or self._stopping)
@@ -214,7 +257,7 @@ class Daemon:
                 case Message.HOOK_LOST:
                     self._resign(text)
                 case Message.OTHER:
-                    self._warn_once(message, text, ucarp=text)
+                    self._reporter.warn_once(message, text, ucarp=text)
                 case _:
                     self._log.debug(message, ucarp=text)
 
@@ -230,18 +273,27 @@ class Daemon:
         self._loop.cancel(self._end_ucarp)
         if ucarp.age() >= LAST_RETRY:
             self._retry = FIRST_RETRY
-        if self._handover is None and not self._stopping:
-            if self._declined:
-                self._declined = False
-                self._start_ucarp()
-            elif self._service.active:
-                self._log.error("ucarp.exited", status=status)
-                self._hand_over("ucarp exited")
-            else:
-                self._try_again("ucarp.exited", status=status)
-        self._write_state("init")
+        if self._stays:
+            self._loop.after(0 if ucarp.age() > FIRST_RETRY else FIRST_RETRY, self._start_ucarp)
+        elif self._handover is None and not self._stopping:
+            self._replace_ucarp(status)
+        if self._handover is None:
+            self._reporter.enter(Role.INIT, Reason.STOPPED if self._stopping else self._rejoins or Reason.UCARP)
+        self._rejoins = None
+
+    def _replace_ucarp(self, status: int) -> None:
+        """Start another ucarp: at once where that was the aim; after an end of its own once the VIP is handed over."""
+        if self._rejoins:
+            self._start_ucarp()
+        elif self._service.active:
+            self._log.error("ucarp.exited", status=status)
+            self._hand_over(Reason.UCARP)
+        else:
+            self._try_again("ucarp.exited", status=status)
 
     def _try_again(self, event: str, **context: object) -> None:
+        if self._loop.awaits(self._start_ucarp):
+            return
         self._log.error(event, retry_seconds=self._retry, **context)
         self._loop.after(self._retry, self._start_ucarp)
         self._retry = min(2 * self._retry, LAST_RETRY)
@@ -250,9 +302,16 @@ class Daemon:
         if self._ucarp:
             self._ucarp.kill()
 
-    def _resign(self, reason: str) -> None:
+    def _rejoin(self, reason: Reason) -> None:
+        """End ucarp only to start another one."""
+        self._elected = False
+        if self._ucarp:
+            self._rejoins = reason
+            self._end_ucarp()
+
+    def _resign(self, detail: str, reason: Reason = Reason.UNFIT) -> None:
         """Leave the election, because this host cannot serve: ucarp must not advertise what does not work."""
-        self._log.error("election.resigned", reason=reason)
+        self._log.error("election.resigned", reason=detail)
         self._hand_over(reason)
 
     def _on_adverts(self, segment: Segment) -> None:
@@ -260,7 +319,8 @@ class Daemon:
             if isinstance(heard, BadAdvertError):
                 hint = _BAD_ADVERTS.get(heard.reason, "damaged or forged")
                 source = str(heard.source or "unknown")
-                self._warn_once("election.bad_advert", source, reason=heard.reason, source=source, hint=hint)
+                self.record.bad_adverts[heard.reason] += 1
+                self._reporter.warn_once("election.bad_advert", source, reason=heard.reason, source=source, hint=hint)
             elif self._handover is not None and (heir := segment.master(monotonic() - self._handover)):
                 self._end_handover(heir)
             elif self._service.active and self._handover is None:
@@ -272,17 +332,17 @@ class Daemon:
             self._log.warning("election.yielded", to=str(heard.source))
             with suppress(OSError):
                 segment.advertise(segment.own)  # it then knows of us, and tells the neighbours where the VIP is
-            self._end_ucarp()
-            self._declined = True
+            self._rejoin(Reason.YIELDED)
             self._let_go()
         elif heard.source in segment.peers:
-            self._warn_once("election.rival", heard.source, source=str(heard.source), hint="we keep the VIP")
-            self._announce()
+            self._reporter.warn_once("election.rival", heard.source, source=str(heard.source), hint="we keep the VIP")
+            self._presence.announce()
 
     # The VIP: taking it over
 
     def _take_over(self) -> None:
         begin = monotonic()
+        self._beat()
         self._loop.cancel(self._leave_rules)
         try:
             self._service.take_over(self._interface)
@@ -292,38 +352,34 @@ class Daemon:
             return
         if self._segment:
             self._segment.advertised = monotonic()
+        self.record.takeovers.add(monotonic() - begin)
         milliseconds = _milliseconds_since(begin)
         self._loop.after(0, partial(self._complete_takeover, milliseconds))
         self._loop.after(0, self._check_adverts)
 
     def _complete_takeover(self, milliseconds: float) -> None:
         """Do what need not be done before ucarp goes on."""
-        self._announce()
+        if self._service.active and self._handover is None:
+            self._presence.announce()
         self._log.info("takeover.done", interface=self._interface, ms=milliseconds)
+        self._beat()
         try:
             self._service.complete()
         except KevipError as error:
-            self._warn_once("takeover.incomplete", None, error=str(error))
-
-    def _announce(self) -> None:
-        """Tell the neighbours where the VIP is: now, several times soon, and rarely later."""
-        self._pauses = list(ANNOUNCEMENTS)
-        self._announce_next()
-
-    def _announce_next(self) -> None:
-        if self._segment and self._service.active and self._handover is None:
-            with suppress(OSError):
-                self._segment.neighbours.announce()
-            self._loop.after(self._pauses.pop(0) if self._pauses else REFRESH, self._announce_next)
+            self._reporter.warn_once("takeover.incomplete", None, error=str(error))
+        self._reporter.write()
 
     # The VIP: keeping it
 
     def _tick(self) -> None:
         """Look after all that should be so, several times in a lease."""
         self._loop.after(TICK, self._tick)
-        if self._ucarp:
-            self._ucarp.beat()
+        self._reporter.turn()
+        self._beat()
         if self._handover is not None:
+            if self._stays:
+                with suppress(KevipError):
+                    self._service.extend()
             return
         if self._ucarp and not self._service.active and self._ucarp.is_frozen():
             self._log.error("ucarp.frozen", hint=f"ucarp ({self._ucarp.pid}) was stopped: it is ended")
@@ -331,52 +387,68 @@ class Daemon:
             return
         self._tend()
 
+    def _beat(self) -> None:
+        """Tell the watchdog that all is well; also before what may take a while."""
+        if self._ucarp:
+            self._ucarp.beat()
+
     def _check_adverts(self) -> None:
         """Hand the VIP over if ucarp, as master, has stopped to advertise: a peer takes over soon anyway."""
         if not (self._service.active and self._ucarp and self._segment) or self._handover is not None:
             return
         if self._segment.is_silent():
             self._log.error("election.silent", hint=f"ucarp ({self._ucarp.pid}) does not advertise: it is ended")
-            self._resign("ucarp does not advertise")
+            self._resign("ucarp does not advertise", Reason.UCARP)
         else:
-            self._loop.after(0.25, self._check_adverts)
+            self._loop.after(GLANCE, self._check_adverts)
 
     def _tend(self) -> None:
         try:
             wrong = self._service.tend()
+            self._beat()
         except KevipError as error:
             if self._service.active:
                 self._resign(str(error))
             else:
-                self._warn_once("drift.not_repaired", None, error=str(error))
+                self._reporter.warn_once("drift.not_repaired", None, error=str(error))
             return
         if wrong:
-            self._repairs += len(wrong)
-            self._log.warning("drift.repaired", what=wrong, repairs=self._repairs)
+            self.record.repairs.update(map(kind_of, wrong))
+            self._log.warning("drift.repaired", what=wrong, repairs=self.record.repairs.total())
 
     # The VIP: handing it over
 
-    def _hand_over(self, reason: str) -> None:
-        """Make a peer take over, and serve on until it does."""
+    def _hand_over(self, reason: Reason, *, stay: bool = False) -> None:
+        """Make a peer take over, and serve on until it does; or, to stay master then, until we are elected again."""
         self._end_ucarp()
         self._elected = False
+        if self._stays:  # by now there is another reason
+            self._stays = False
+            self._loop.after(HANDOVER, self._end_handover)
+            if self._segment:
+                self._farewell = farewell(self._segment.own, self._config.dead_ratio, staged=False)
+                self._say_goodbye()
         if not self._service.active or self._handover is not None or not self._segment:
             return
         for _ in self._segment.listen():  # what came while this process was stopped, say
             pass
         if heir := self._segment.master(self._segment.own.seconds + PROMPT):
+            self.record.handovers.add(0.0)
             self._log.info("handover.done", to=str(heir), seconds=0.0)
-            self._followed(drain=True)
+            self._followed(heir)
             return
         self._handover = monotonic()
-        self._log.info("handover.started", reason=reason, peers=[str(each) for each in self._segment.peers])
-        self._write_state("leaving")
-        known = bool(self._segment.peers)
-        self._farewell = farewell(self._segment.own, self._config.dead_ratio, staged=known)
+        self._presence.hush()
+        self._log.info("handover.started", reason=reason.value, peers=[str(each) for each in self._segment.peers])
+        self._reporter.enter(Role.LEAVING, reason)
+        known, own = bool(self._segment.peers), self._segment.own
+        self._stays = stay
+        self._farewell = farewell(own, self._config.dead_ratio, staged=known, to_all=not stay)
         self._say_goodbye()
-        self._loop.after(HANDOVER if known else HANDOVER_ALONE, self._end_handover)
+        patience = HANDOVER + own.advbase * (self._config.dead_ratio + 2) if stay else 0.0
+        self._loop.after(patience or (HANDOVER if known else HANDOVER_ALONE), self._end_handover)
         with suppress(KevipError):
-            self._service.renew()
+            self._service.extend()
 
     def _say_goodbye(self) -> None:
         if self._farewell and self._segment and self._handover is not None:
@@ -394,20 +466,38 @@ class Daemon:
         self._loop.cancel(self._say_goodbye, self._end_handover)
         self._handover = None
         if heir:
+            self.record.handovers.add(seconds)
             self._log.info("handover.done", to=str(heir), seconds=seconds)
         else:
             self._log.warning("handover.nobody", seconds=seconds, hint="no peer took over: nobody holds the VIP now")
-        self._followed(drain=bool(heir))
+        self._followed(heir)
 
-    def _followed(self, *, drain: bool) -> None:
-        self._let_go(drain=drain)
+    def _keep(self) -> None:
+        """Go on as master: nobody took over, and we were elected again."""
+        self._loop.cancel(self._say_goodbye, self._end_handover)
+        self._handover, self._stays = None, False
+        self._log.warning("handover.declined", hint="no peer that reaches TARGET took over: the VIP stays here")
+        self._reporter.enter(Role.MASTER, Reason.KEPT)
+        if self._segment:
+            self._segment.advertised = monotonic()
+        self._loop.after(0, self._check_adverts)
+        self._presence.announce()
+
+    def _followed(self, heir: IPv4Address | None) -> None:
+        self._let_go(drain=heir is not None)
+        reason = Reason.FOLLOWED if heir else Reason.NOBODY
+        stays, self._stays, self._elected = self._stays, False, False
+        if stays and self._ucarp:
+            self._reporter.enter(Role.BACKUP, reason)
+            return
+        self._reporter.enter(Role.INIT, reason)
         if not self._stopping:
             self._try_again("ucarp.ended")
 
     def _let_go(self, *, drain: bool = True) -> None:
         """Remove the address now, and the rules, if another host serves, when the neighbours know."""
         begin = monotonic()
-        self._loop.cancel(self._announce_next)
+        self._presence.hush()
         try:
             self._service.leave_address()
         except KevipError as error:
@@ -418,45 +508,42 @@ class Daemon:
         self._loop.after(DRAIN if drain else 0, self._leave_rules)
 
     def _leave_rules(self) -> None:
+        self._beat()
         try:
             self._service.leave_rules()
             self._stuck = 0
             if not self._stopping:
                 self._service.stand_by()
         except KevipError as error:
-            self._log.error(
-                "release.failed", error=str(error), hint="it is tried again; rules that are left do nothing"
-            )
+            hint = "it is tried again; rules that are left do nothing"
+            self._reporter.warn_once("release.failed", "rules", error=str(error), hint=hint)
             self._stuck += 1
             if not self._stopping or self._stuck < STUCK:
-                self._loop.after(1.0, self._leave_rules)
+                self._loop.after(1.0 if self._stopping else LOOK_AGAIN * self._stuck, self._leave_rules)
 
-    # Who else has the VIP
+    # The health of TARGET
 
-    def _ask(self) -> None:
-        self._loop.after(REFRESH, self._ask)
-        if self._segment:
-            with suppress(OSError):
-                self._segment.neighbours.ask()
+    def _stand(self) -> None:
+        """Stand for election as this host deserves, and as master let a peer take over that deserves it more.
 
-    def _on_claims(self, segment: Segment) -> None:
-        """Warn of a host that keeps claiming the VIP for longer than a lease, while no peer of ours is master."""
-        for mac in segment.neighbours.claims():
-            if segment.master(segment.own.seconds * self._config.dead_ratio):
-                self._claims.clear()
-            elif monotonic() - self._claims.setdefault(mac, monotonic()) > address.LEASE:
-                self._warn_once(
-                    "address.duplicate", mac, mac=mac, hint="this host claims the VIP and is no peer of ours"
-                )
-            else:
-                self._loop.after(address.LEASE + 1, self._ask)
+        A backup waits for that until a master is heard: meanwhile its ucarp may be about to be elected.
+        """
+        segment, vigil = self._segment, self._vigil
+        if not segment or not self._ucarp or self._handover is not None or self._stopping:
+            return
+        as_deserved = segment.own.advskew == vigil.advskew
+        if not self._service.active:
+            if not as_deserved and segment.master(segment.own.seconds + LATE):
+                self._rejoin(Reason.TARGET)
+        elif vigil.is_well is not None and not (vigil.is_well and as_deserved) and vigil.may_resign():
+            self._hand_over(Reason.TARGET, stay=True)
 
     # Start and stop
 
     def _announce_start(self) -> None:
         self._log.info(
             "daemon.started",
-            target=str(self._config.target),
+            target=str(self._config.target or "none: the VIP is only held"),
             interface=self._interface,
             source=str(self._host.placement.source),
             vip_id=self._config.vip_id,
@@ -475,27 +562,23 @@ class Daemon:
         if not self._host.forwards:
             kernel.enable_forwarding(self._interface)
             self._log.info("forwarding.enabled", sysctl="net.ipv4.ip_forward", interface=self._interface)
-        if not conntrack.picks_up_connections():
+        if self._config.target and not conntrack.picks_up_connections():
             self._log.warning(
                 "conntrack.strict",
                 hint="a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
             )
-        self._write_state("init")
+        self._reporter.write()
 
-    def _warn_once(self, event: str, subject: object, **context: object) -> None:
-        """Warn of something about a subject, unless that was done a short while ago."""
-        if monotonic() >= self._quiet.get((event, subject), 0.0):
-            self._quiet[event, subject] = monotonic() + QUIET
-            self._log.warning(event, **context)
-
-    def _write_state(self, role: str) -> None:
-        try:
-            self._state.write(role)
-        except OSError as error:
-            self._warn_once("state.not_written", None, path=str(self._state.path), error=str(error))
+    def _refresh(self, record: Record) -> None:
+        """Bring the record up to date."""
+        record.interface, record.rules = self._interface, self._service.rules
+        if self._segment:
+            now, clock = datetime.now(UTC), monotonic()
+            record.peers = {peer: now - timedelta(seconds=clock - heard) for peer, heard in self._segment.peers.items()}
 
     def _leave(self) -> None:
         """Leave nothing behind, also when the loop ended with an error."""
+        self._vigil.close()
         if self._ucarp:
             self._ucarp.kill()
             self._ucarp.close()
@@ -505,8 +588,7 @@ class Daemon:
             self._log.error("release.failed", error=str(error))
             self._stuck += 1
         self._close_segment()
-        with suppress(OSError):
-            self._state.remove()
+        self._reporter.close()
 
 
 def _milliseconds_since(begin: float) -> float:

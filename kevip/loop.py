@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from time import monotonic
 from types import FrameType
 from typing import Protocol
@@ -56,7 +57,8 @@ class Loop:
                 key.data()
         now = monotonic()
         for action in [action for action, due in self._due.items() if due <= now]:
-            if self._due.pop(action, None) is not None:
+            if self._due.get(action, inf) <= now:  # an action before it may have put it off
+                del self._due[action]
                 action()
 
     @contextmanager

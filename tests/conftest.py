@@ -1,4 +1,4 @@
-"""What holds for all tests: a skip is a failure, for what was not run shows nothing."""
+"""What holds for all tests: a skip is a failure, and one that failed is shown with what its kevips said."""
 
 from collections.abc import Generator
 
@@ -6,7 +6,13 @@ import pytest
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail what was skipped, for what was not run shows nothing; add the logs of replicas and containers."""
+    if call.when == "call" and call.excinfo:
+        for replica in getattr(item.funcargs.get("start"), "started", []):
+            item.add_report_section("call", f"kevip on {replica.node.name}", replica.log())
     report = yield
     if report.skipped:
         report.outcome = "failed"

@@ -189,6 +189,9 @@ class Network:
         self.nodes = [self._host(f"{prefix}-node{number}") for number in range(1, nodes + 1)]
 
         self.plug(self.router, f"{ROUTER}/24", port="router")
+        # Of two clients with the same source port, one is translated to another, and does not survive a move.
+        self.client.sysctl("net.ipv4.ip_local_port_range", "20000 39999")
+        self.far_client.sysctl("net.ipv4.ip_local_port_range", "40000 59999")
         for host, address, port in [
             (self.client, CLIENT, "client"),
             *((node, f"{LAN}.{10 + number}", f"node{number}") for number, node in enumerate(self.nodes, 1)),

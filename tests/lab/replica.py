@@ -63,12 +63,17 @@ class Replica:
         )
         return events[-1]
 
-    def role(self) -> str | None:
-        """Return the role that the state file says, None without one."""
+    def state(self) -> dict[str, Any]:
+        """Return what the runtime file says, nothing without one."""
         try:
-            return str(json.loads((self.run_dir / f"{self.vip}.json").read_text())["role"])
+            state: dict[str, Any] = json.loads((self.run_dir / f"{self.vip}.json").read_text())
         except FileNotFoundError:
-            return None
+            return {}
+        return state
+
+    def role(self) -> str | None:
+        """Return the role that the runtime file says, None without one."""
+        return self.state().get("role")
 
     def ready(self) -> "Replica":
         """Wait until the replica takes part in the election."""

@@ -1,6 +1,6 @@
 """The lab for each test: built for it, removed after it, whatever happened in between."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -60,15 +60,3 @@ def start() -> Iterator[Starter]:
     starter = Starter()
     yield starter
     starter.end()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Function, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the logs of the replicas with a test that failed."""
-    starter = item.funcargs.get("start")
-    if call.when == "call" and call.excinfo and isinstance(starter, Starter):
-        for replica in starter.started:
-            item.add_report_section("call", f"kevip on {replica.node.name}", replica.log())
-    return (yield)

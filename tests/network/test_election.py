@@ -100,6 +100,17 @@ def test_preempt_takes_over_from_a_living_master(network: Network, start: Start)
     eventually(lambda: old.role() == "backup", what="it is a backup")
 
 
+def test_a_master_that_preempts_hands_over_like_any_other(network: Network, start: Start) -> None:
+    """Its heir has a higher skew, which it would take the VIP from if it were not leaving."""
+    heir = start(network.nodes[0], advskew=20, preempt=True).ready()
+    master = start(network.nodes[1], advskew=1, preempt=True).master()
+    network.settled()
+    status, seconds = master.stop()
+    assert (status, seconds < 5) == (0, True)
+    assert master.logged("handover.done")["to"] == f"{LAN}.11"
+    assert network.settled() == heir.node
+
+
 @contextmanager
 def plain_ucarp(node: Namespace, address: str, skew: int, hooks: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run ucarp without kevip, with hooks as its manual shows them."""

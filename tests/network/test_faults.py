@@ -6,15 +6,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from ipaddress import IPv4Address
 
 import pytest
 from lab.network import CLIENT, LAN, VIP, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica
+from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import answers, send_frame, tcp_source
 
 from kevip.election.carp import Advert, Group, Interval, build
 from kevip.election.ucarp import key
+from kevip.host.wire import Wire, arp_from
 
 Start = Callable[..., Replica]
 
@@ -93,10 +95,16 @@ def test_a_stopped_ucarp_of_the_backup(pair: Pair) -> None:
     assert pair.heals() == pair.master.node
 
 
+def status(replica: Replica) -> str:
+    """Return what `kevip status` says on a replica's node."""
+    return invoke(replica.node, "status", f"--run-dir={replica.run_dir}").stdout
+
+
 def test_carrier_loss_and_return(pair: Pair) -> None:
     pair.network.set_carrier(pair.master.node, on=False)
     pair.backup.master()
     pair.master.logged("release.done")
+    assert "PROBLEM interface eth0 has no carrier: see to its cable" in status(pair.master)
     pair.network.set_carrier(pair.master.node, on=True)
     assert pair.heals() == pair.backup.node
 
@@ -106,6 +114,7 @@ def test_an_interface_deleted_and_made_again(pair: Pair) -> None:
     node.run("ip", "link", "delete", "eth0")
     pair.backup.master()
     assert "in no subnet of this host" in pair.master.logged("ucarp.not_started")["error"]
+    assert "PROBLEM interface eth0 is gone" in status(pair.master)
     pair.network.plug(node, f"{LAN}.11/24", port="node1")
     eventually(lambda: pair.master.role() == "backup", within=60, what="it is back in the election")
     assert pair.heals() == pair.backup.node
@@ -114,6 +123,7 @@ def test_an_interface_deleted_and_made_again(pair: Pair) -> None:
 def test_link_down_and_up(pair: Pair) -> None:
     pair.master.node.run("ip", "link", "set", "eth0", "down")
     pair.backup.master()
+    assert "PROBLEM interface eth0 is down: ip link set dev eth0 up" in status(pair.master)
     pair.master.node.run("ip", "link", "set", "eth0", "up")
     pair.master.node.run("ip", "route", "replace", "default", "via", f"{LAN}.1")
     assert pair.master.logged("release.done")
@@ -149,7 +159,7 @@ def test_the_address_deleted_by_hand(pair: Pair) -> None:
 
 def test_forwarding_switched_off(pair: Pair) -> None:
     pair.master.node.sysctl("net.ipv4.ip_forward", "0")
-    assert pair.master.logged("drift.repaired", within=6)["what"] == ["IP forwarding off"]
+    assert pair.master.logged("drift.repaired", within=6)["what"] == ["forwarding off"]
     assert pair.heals() == pair.master.node
 
 
@@ -177,7 +187,7 @@ def test_bad_adverts(pair: Pair, reason: str) -> None:
     if reason == "truncated":
         packet = packet[:30]
     elif reason == "random":
-        packet = packet[:20] + bytes([0x21, 100]) + bytes(range(40))
+        packet = packet[:20] + bytes([0x21, 100, 0, 7]) + bytes(range(40))
     for _ in range(5):
         send_frame(pair.network.client, bytes.fromhex("01005e000012"), packet)
     event = pair.master.logged("election.bad_advert")
@@ -194,6 +204,9 @@ def test_two_masters_after_a_partition(pair: Pair) -> None:
     holder = pair.heals()
     assert holder == pair.master.node
     assert pair.backup.logged("election.yielded")["to"] == f"{LAN}.11"
+    eventually(lambda: pair.backup.role() == "backup", what="it stands for election again")
+    assert pair.backup.state()["reason"] == "another master is preferred"
+    assert len(pair.backup.events("takeover.done")) == 1
     assert pair.master.logged("election.rival")["source"] == f"{LAN}.12"
     assert pair.backup.logged("release.done")
 
@@ -204,9 +217,19 @@ def test_a_foreign_host_with_the_vip(pair: Pair) -> None:
         pair.network.plug(foreign, f"{VIP}/24", port="foreign")
         mac = json.loads(foreign.run("ip", "-json", "link", "show", "eth0"))[0]["address"]
         assert pair.master.logged("address.duplicate", within=60)["mac"] == mac
+        eventually(lambda: list(pair.master.state()["claims"]) == [mac], what="it is in the runtime file")
     finally:
         foreign.remove()
     assert pair.network.holders() == [pair.master.node]
+
+
+def test_a_mac_address_that_changes_is_announced_as_it_is(host: Namespace) -> None:
+    """That of a bond does, at each of its own failovers."""
+    with host.entered():
+        wire = Wire("eth0", arp_from(IPv4Address(VIP)))
+    with closing(wire):
+        host.run("ip", "link", "set", "dev", "eth0", "address", "02:00:00:00:00:77")
+        assert wire.mac.hex(":") == "02:00:00:00:00:77"
 
 
 def test_ten_kevips_stopped_at_once(network: Network, start: Start) -> None:

@@ -1,0 +1,114 @@
+"""What a daemon says of itself while it runs: the runtime file, and the probes that read it."""
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab.network import VIP, Namespace, Network, eventually
+from lab.replica import Replica
+
+import kevip
+
+Start = Callable[..., Replica]
+
+PROBE = Path(kevip.__file__).with_name("kevip-probe")
+
+
+def probe(replica: Replica, *arguments: str) -> tuple[int, str]:
+    """Run a probe; return its exit status and what it said."""
+    done = subprocess.run(
+        [PROBE, *arguments], env={"RUN_DIR": str(replica.run_dir)}, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_backup_and_a_master_are_live_and_ready(network: Network, start: Start) -> None:
+    replicas = [start(node) for node in network.nodes[:2]]
+    network.settled()
+    for replica in replicas:
+        for arguments in (["live"], ["ready"], ["live", VIP], ["ready", VIP]):
+            assert probe(replica, *arguments) == (0, "")
+
+
+def test_a_daemon_that_hangs_is_not_live(host: Namespace, start: Start) -> None:
+    replica = start(host).master()
+    replica.process.send_signal(signal.SIGSTOP)
+    status, said = eventually(lambda: found if (found := probe(replica, "live"))[0] else None, within=30)
+    assert (status, "hangs or was killed" in said) == (1, True)
+    assert probe(replica, "ready")[0] == 1
+
+
+def set_interface(_: Network, host: Namespace, state: str) -> None:
+    """Set a host's interface itself up or down, as an administrator does."""
+    host.run("ip", "link", "set", "eth0", state)
+
+
+def set_port(network: Network, host: Namespace, state: str) -> None:
+    """Set the switch's port up or down: the host's carrier goes with it."""
+    network.set_carrier(host, on=state == "up")
+
+
+@pytest.mark.parametrize("role", ["master", "backup"])
+@pytest.mark.parametrize("link", [set_interface, set_port])
+def test_a_daemon_without_a_link_is_live_but_not_ready(
+    network: Network, start: Start, role: str, link: Callable[[Network, Namespace, str], None]
+) -> None:
+    replicas = {node: start(node).ready() for node in network.nodes[:2]}
+    master = network.settled(network.nodes[:2])
+    [node] = [each for each in replicas if (each == master) == (role == "master")]
+    replica = replicas[node]
+    link(network, node, "down")
+    eventually(lambda: replica.role() == "init", what="it takes no part in the election")
+    status, said = probe(replica, "ready")
+    assert (status, "not in the election" in said) == (1, True)
+    assert probe(replica, "live") == (0, "")
+    assert replica.state()["reason"] == "its interface went down, or lost the carrier"
+    link(network, node, "up")
+    eventually(lambda: probe(replica, "ready")[0] == 0, what="it is ready again")
+
+
+@pytest.mark.parametrize("link", [set_interface, set_port])
+def test_a_link_that_goes_as_the_host_becomes_master(
+    network: Network, start: Start, link: Callable[[Network, Namespace, str], None]
+) -> None:
+    """What ucarp then writes takes the error that would have ended it."""
+    node = network.nodes[0]
+    replica = start(node)
+    replica.logged("election.master")
+    link(network, node, "down")
+    eventually(lambda: probe(replica, "ready")[0] and replica.role() == "init", what="it takes no part")
+    link(network, node, "up")
+    replica.master()
+
+
+def test_where_no_kevip_runs_the_probes_fail(host: Namespace, start: Start) -> None:
+    replica = start(host).master()
+    replica.stop()
+    for name in ("live", "ready"):
+        status, said = probe(replica, name)
+        assert (status, "no kevip runs here" in said) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["alive"]])
+def test_a_probe_that_there_is_not_is_refused(host: Namespace, start: Start, arguments: list[str]) -> None:
+    status, said = probe(start(host).master(), *arguments)
+    assert (status, "usage" in said) == (2, True)
+
+
+def test_the_runtime_file_says_who_is_master_and_why(network: Network, start: Start) -> None:
+    replicas = {node: start(node).ready() for node in network.nodes}
+    first = network.settled()
+    assert replicas[first].state()["reason"] == "no master was heard"
+    replicas.pop(first).stop()
+    second = network.settled()
+    assert replicas[second].state()["reason"] == "the master said goodbye"
+    [third] = [node for node in replicas if node != second]
+    assert list(replicas[third].state()["peers"]) == [second.addresses()[0][1].split("/")[0]]
+    replicas.pop(second).kill()
+    network.vanish(second)
+    assert network.settled() == third
+    state = eventually(lambda: found if (found := replicas[third].state())["role"] == "master" else None)
+    assert (state["reason"], state["vip"], state["interface"]) == ("the master fell silent", VIP, "eth0")
+    assert state["pid"] == replicas[third].process.pid
