@@ -1,0 +1,147 @@
+"""How the status is shown: in 80 columns whatever there is to say, and the same for programs."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import click
+import pytest
+
+from kevip.facts import Facts, Held
+from kevip.nat import Rule
+from kevip.record import Reason, Record, Role
+from kevip.runtime import Health, Report
+from kevip.status import Status, as_json, duration, is_ok, size, text
+from kevip.verdict import verdict
+
+VIP = IPv4Address("10.77.0.100")
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+WIDTH = 80
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def rule(table: str, kind: str, action: str, packets: int, octets: int) -> Rule:
+    return Rule(text=f"{table} -A KEVIP-{kind}-{VIP} -m x -j {action}", packets=packets, bytes=octets)
+
+
+RECORD = Record(
+    vip=VIP, target=IPv4Address("203.0.113.10"), vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
+    role=Role.MASTER, reason=Reason.GOODBYE, since=ago(11520), peers={IPv4Address("10.77.0.12"): ago(11521)},
+)  # fmt: skip
+RECORD.transitions[Role.MASTER, Reason.GOODBYE] = 3
+RECORD.repairs.update({"rules": 2, "address": 1})
+RECORD.bad_adverts["digest"] = 5
+REPORT = replace(
+    Report.parse(RECORD.as_json(), ago(1)),
+    health=Health(check="tcp:443", up=True, since=ago(11000), round_trip_ms=1.2),
+)
+RULES = (
+    Rule(text=f"nat -A PREROUTING -m x -j KEVIP-DNAT-{VIP}", packets=99, bytes=9999),
+    rule("nat", "DNAT", "DNAT --to-destination 203.0.113.10", 12, 720),
+    rule("filter", "FWD", "ACCEPT", 1234, 1_234_567),
+    rule("mangle", "GUARD", "DROP", 1, 60),
+)
+FACTS = Facts(
+    vip=VIP,
+    at=NOW,
+    run_dir=Path("/run/kevip"),
+    report=REPORT,
+    held=(Held(interface="eth0", prefix=32, seconds=5),),
+    rules={"iptables-nft": RULES},
+    connections=8,
+)
+
+SHOWN = """\
+10.77.0.100
+  OK      this host serves the VIP
+  role         master for 3 h 12 min: the master said goodbye; 3 transitions
+  target       203.0.113.10, answers tcp:443 in 1.2 ms, for 3 h 3 min
+  address      on eth0, expires in 5 s if not renewed
+  rules        4 in iptables-nft
+  connections  12 new since the rules are there, 8 tracked now
+  forwarded    1234 packets, 1.23 MB, both directions
+  dropped      1 packet, 60 B, not expected or not allowed
+  peers        10.77.0.12 (advert 3 h 12 min ago)
+  repairs      address 1, rules 2
+  bad adverts  digest 5"""
+
+
+def shown(facts: Facts) -> str:
+    return click.unstyle(text([Status(facts, verdict(facts))], privileged=True))
+
+
+def test_a_master_as_people_see_it() -> None:
+    assert shown(FACTS) == SHOWN
+
+
+def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
+    vip = IPv4Address("255.255.255.255")
+    report = replace(
+        REPORT,
+        target=str(vip),
+        role=Role.INIT,
+        reason=max(Reason, key=len),
+        since=ago(1e9),
+        transitions=10**12,
+        peers={vip - number: ago(1e8) for number in range(255)},
+        repairs=dict.fromkeys(("address", "forwarding", "rules"), 10**12),
+        bad_adverts=dict.fromkeys(("truncated", "malformed", "version", "ttl", "checksum", "digest"), 10**12),
+        rules=tuple(f"nat -A KEVIP-DNAT-{vip} {'x' * number}" for number in range(90)),
+        health=Health(check="http://" + "x" * 200, up=False, since=ago(1e9), problem="y" * 200),
+    )
+    held = tuple(Held(interface="i" * 15, prefix=32, seconds=number) for number in (None, 4 * 10**9))
+    for facts in (
+        replace(FACTS, vip=vip, report=report, held=held),
+        replace(FACTS, vip=vip, report=report, held=held[1:], connections=10**12),
+        replace(FACTS, vip=vip, report=replace(report, interface="z" * 15, role=Role.MASTER), held=held[1:]),
+        replace(FACTS, vip=vip, report=None, run_dir=Path("/" + "r" * 200)),
+        replace(FACTS, vip=vip, running=False, held=held[1:] * 5),
+        replace(FACTS, vip=vip, flaws=("f" * 300,)),
+    ):
+        lines = shown(facts).splitlines()
+        assert max(map(len, lines)) <= WIDTH
+        assert lines[1].startswith("  PROBLEM ")
+
+
+def test_what_a_killed_daemon_said_is_told_as_the_past() -> None:
+    assert "role         was master when last heard of, 1 min 40 s ago" in shown(
+        replace(FACTS, running=False, report=replace(REPORT, written=ago(100)))
+    )
+
+
+def test_without_a_vip_it_says_so() -> None:
+    assert click.unstyle(text([], privileged=True)).startswith("  PROBLEM no kevip runs on this host")
+    assert "sudo kevip status" in text([], privileged=False)
+    assert not is_ok([])
+
+
+def test_programs_get_the_same() -> None:
+    found = json.loads(json.dumps(as_json([Status(FACTS, verdict(FACTS))])))
+    [vip] = found["vips"]
+    assert (found["ok"], vip["ok"], vip["vip"], vip["report"]["role"]) == (True, True, str(VIP), "master")
+    assert vip["counters"] == {
+        "dnat": {"packets": 12, "bytes": 720},
+        "forward": {"packets": 1234, "bytes": 1_234_567},
+        "guard": {"packets": 1, "bytes": 60},
+    }
+    assert (vip["conntrack_entries"], vip["addresses"][0]["lease_seconds"]) == (8, 5)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [
+    (-1, "0.0 s"), (0.04, "0.0 s"), (9.94, "9.9 s"), (10, "10 s"), (60, "1 min"), (61, "1 min 1 s"), (3600, "1 h"),
+    (11520, "3 h 12 min"), (86400, "1 d"), (86400 * 400 + 7200, "400 d 2 h"), (86405, "1 d"),
+])  # fmt: skip
+def test_durations_are_for_people(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("octets", "shown"), [
+    (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1234567, "1.23 MB"), (10**9, "1 GB"), (5 * 10**15, "5000 TB"),
+])  # fmt: skip
+def test_sizes_are_for_people(octets: int, shown: str) -> None:
+    assert size(octets) == shown

@@ -1,0 +1,128 @@
+"""What facts come to: a problem of each kind, with what to do, and what is none."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kevip.facts import Facts, Held
+from kevip.nat import Rule
+from kevip.record import Reason, Record, Role
+from kevip.runtime import Health, Report
+from kevip.verdict import verdict
+
+VIP = IPv4Address("10.0.0.100")
+PEER = IPv4Address("10.0.0.12")
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+RULES = tuple(Rule(text=f"nat -A KEVIP-DNAT-{VIP} -d {number} -j DNAT", packets=1, bytes=60) for number in range(3))
+HERE = Held(interface="eth0", prefix=32, seconds=5)
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def report(role: Role = Role.MASTER, *, since: float = 100, written: float = 1, **peers: float) -> Report:
+    """Return a report; times are seconds ago, ``peer`` when the peer advertised."""
+    heard = dict.fromkeys([PEER], ago(peers["peer"])) if peers else {}
+    record = Record(
+        vip=VIP, target=IPv4Address("192.0.2.9"), vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
+        role=role, reason=Reason.ALONE, since=ago(since), peers=heard,
+        rules=[rule.text for rule in RULES] if role is Role.MASTER else [],
+    )  # fmt: skip
+    return Report.parse(record.as_json(), ago(written))
+
+
+MASTER = Facts(
+    vip=VIP,
+    at=NOW,
+    run_dir=Path("/run/kevip"),
+    report=report(),
+    held=(HERE,),
+    rules={"iptables-nft": RULES},
+    connections=2,
+)
+BACKUP = replace(MASTER, report=report(Role.BACKUP, peer=0.5), held=(), rules={})
+UP = Health(check="tcp:443", up=True, since=ago(60), round_trip_ms=1.2)
+DOWN = Health(check="tcp:443", up=False, since=ago(60), problem="connection refused")
+
+
+def changed(facts: Facts, **changes: Any) -> Facts:
+    """Return the facts with another report."""
+    assert facts.report
+    return replace(facts, report=replace(facts.report, **changes))
+
+
+def with_health(facts: Facts, health: Health) -> Facts:
+    return changed(facts, health=health)
+
+
+@pytest.mark.parametrize(("facts", "text"), [
+    (MASTER, "this host serves the VIP"),
+    (BACKUP, "10.0.0.12 serves the VIP, this host is ready to take over"),
+    (replace(BACKUP, report=report(Role.BACKUP, peer=6)), "no master was heard for 6 s: one takes over soon"),
+    (replace(BACKUP, report=report(Role.BACKUP, since=2)), "it joins the election"),
+    (replace(BACKUP, report=report(Role.INIT, since=2)), "it joins the election"),
+    (replace(MASTER, report=report(Role.LEAVING)), "this host serves the VIP until another one has taken over"),
+    (replace(MASTER, report=report(since=1, peer=0.5)), "this host serves the VIP"),  # it took over just now
+    (replace(MASTER, report=report(peer=30)), "this host serves the VIP"),  # the peer was master long ago
+    (replace(BACKUP, report=report(Role.BACKUP, since=1, peer=0.5), rules={"iptables-nft": RULES}),
+     "10.0.0.12 serves the VIP, this host is ready to take over"),  # they drain
+    (with_health(MASTER, UP), "this host serves the VIP"),
+    (changed(BACKUP, reason=Reason.NOBODY), "10.0.0.12 serves the VIP, this host is ready to take over"),
+    (with_health(changed(BACKUP, target=None), DOWN), "10.0.0.12 serves the VIP, this host is ready to take over"),
+    (changed(replace(MASTER, held=(HERE, replace(HERE, interface="kube-ipvs0", seconds=None))), target=None),
+     "this host serves the VIP"),
+])  # fmt: skip
+def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
+    found = verdict(facts)
+    assert (found.ok, found.text) == (True, text)
+
+
+@pytest.mark.parametrize(("facts", "start", "hint"), [
+    (replace(MASTER, privileged=False), "cannot tell", "sudo kevip status"),
+    (replace(MASTER, flaws=("iptables-nft cannot read nat",)), "iptables-nft cannot read nat", ""),
+    (replace(MASTER, running=False), "no kevip runs here, and one left the VIP on eth0 and rules in iptables-nft",
+     "kevip cleanup --vip 10.0.0.100"),
+    (replace(MASTER, running=False, report=None), "no kevip runs here, and one left the VIP on eth0 and rules",
+     "kevip cleanup --vip 10.0.0.100"),
+    (replace(BACKUP, running=False), "its kevip was killed", "kevip cleanup --vip 10.0.0.100"),
+    (replace(BACKUP, running=False, report=None), "no kevip serves this VIP here", ""),
+    (replace(MASTER, report=None), "its kevip does not write to /run/kevip", "--run-dir"),
+    (replace(MASTER, report=report(written=20)), "its kevip (process ", "and start it again"),
+    (replace(BACKUP, report=report(Role.BACKUP, written=20)), "its kevip (process ", "and start it again"),
+    (replace(MASTER, held=()), "it is master without the VIP on eth0", "log"),
+    (replace(MASTER, held=(replace(HERE, interface="eth1"),)), "it is master without the VIP on eth0", "log"),
+    (replace(MASTER, held=(HERE, replace(HERE, seconds=None, prefix=24))), "the VIP is on eth0, but not by kevip",
+     "ip address delete 10.0.0.100/24 dev eth0"),
+    (replace(MASTER, rules={}), "it is master without its rules", "log"),
+    (replace(MASTER, rules={"iptables-nft": RULES[:1]}), "it is master without 2 of 3 rules", "log"),
+    (replace(MASTER, rules={"iptables-legacy": RULES}), "it is master without its rules", "log"),
+    (replace(MASTER, report=report(peer=0.5)), "two masters: 10.0.0.12 advertises too", "kevip status"),
+    (replace(BACKUP, held=(HERE,)), "the VIP is on eth0, but this host is not master",
+     "ip address delete 10.0.0.100/32 dev eth0"),
+    (replace(BACKUP, rules={"iptables-nft": RULES}), "rules in iptables-nft, but this host is not master", "log"),
+    (replace(BACKUP, report=report(Role.INIT)), "it takes no part in the election (no master was heard)", "log"),
+    (replace(BACKUP, report=report(Role.BACKUP, peer=60)), "nobody advertises: no master was heard for 60 s",
+     "restart kevip"),
+    (replace(BACKUP, report=report(Role.BACKUP)), "nobody advertises: no master was heard for 100 s", "restart kevip"),
+    (with_health(MASTER, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
+    (replace(BACKUP, link="interface eth0 is down: do this"), "interface eth0 is down", "do this"),
+    (changed(BACKUP, reason=Reason.NOBODY, peers={}), "nobody holds the VIP", "log"),
+    (changed(MASTER, claims=("02:00:00:00:00:01",)), "02:00:00:00:00:01 answers ARP for the VIP too", "kevip check"),
+    (with_health(changed(MASTER, target=None), DOWN), "what serves the VIP does not answer tcp:443", "peer"),
+    (with_health(BACKUP, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_a_problem_with_what_to_do(facts: Facts, start: str, hint: str) -> None:
+    found = verdict(facts)
+    assert not found.ok
+    assert found.text.startswith(start)
+    assert hint in found.text
+
+
+def test_of_several_problems_the_one_that_explains_most_is_told() -> None:
+    facts = replace(MASTER, held=(), rules={}, running=False)
+    assert verdict(facts).text.startswith("its kevip was killed")
