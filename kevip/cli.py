@@ -1,20 +1,43 @@
 """The command line: every option once, with its flag, variable, type, default and help."""
 
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
-from kevip import log
+from kevip import log, manifest
+from kevip import status as statuses
 from kevip.check import preflight
-from kevip.config import RANGES, Config, Malformed, load, parse_boolean, parse_ipv4, parse_number
+from kevip.cleanup import cleanup
+from kevip.config import (
+    RANGES,
+    RUN_DIR,
+    Config,
+    Endpoint,
+    Malformed,
+    label,
+    load,
+    parse_boolean,
+    parse_endpoint,
+    parse_ipv4,
+    parse_networks,
+    parse_number,
+    parse_ports,
+)
 from kevip.daemon import Daemon
-from kevip.errors import ExitStatus, KevipError
+from kevip.diagnosis import report
+from kevip.diagnosis.checks import diagnose, listening_time
+from kevip.diagnosis.finding import Verdict
+from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
+from kevip.health import parse_check
 from kevip.host import firewall, kernel, lock
+from kevip.record import Record
 from kevip.runtime import StateFile
 
 _STDERR = 2
@@ -45,7 +68,9 @@ class _Switch(click.types.BoolParamType):
 
 
 def _label(param: click.Parameter | None) -> str:
-    return f"{param.opts[0]} ({param.envvar})" if param else "value"
+    if not param:
+        return "value"
+    return f"{param.opts[0]} ({param.envvar})" if param.envvar else param.opts[0]
 
 
 def _choice(choices: tuple[str, ...]) -> _Parsed:
@@ -63,10 +88,13 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _setting(flag: str, kind: click.ParamType[Any], text: str, **attributes: Any) -> Callable[[_Function], _Function]:
-    """Declare an option; its variable is its flag in capitals."""
-    name = flag.partition("/")[0].removeprefix("--").upper().replace("-", "_")
-    return click.option(flag, type=kind, envvar=name, show_envvar=True, help=text, **attributes)
+def _setting(
+    flag: str, kind: click.ParamType[Any], text: str, *, variable: str = "", **attributes: Any
+) -> Callable[[_Function], _Function]:
+    """Declare an option; its variable is its flag in capitals, or another one, which as a flag is understood too."""
+    name = variable or flag.partition("/")[0].removeprefix("--").upper().replace("-", "_")
+    flags = [flag, f"--{variable.lower()}"] if variable else [flag]
+    return click.option(*flags, name.lower(), type=kind, envvar=name, show_envvar=True, help=text, **attributes)
 
 
 def _number(name: str) -> _Parsed:
@@ -78,9 +106,16 @@ _ADDRESS = _Parsed("address", parse_ipv4)
 _TEXT = _Parsed("text", str)
 _PATH = _Parsed("path", _path)
 
+_RUN_DIR = _setting("--run-dir", _PATH, "Directory for runtime files.", show_default="/run/kevip")
+
 _SETTINGS = (
     _setting("--vip", _ADDRESS, "The virtual IP: an IPv4 address of this network that no host has.  [required]"),
-    _setting("--target", _ADDRESS, "Where traffic to the VIP goes: an IPv4 address.  [required]"),
+    _setting(
+        "--target",
+        _ADDRESS,
+        "Where traffic to the VIP goes: an IPv4 address.",
+        show_default="required, but for --hold-only",
+    ),
     _setting("--password", _TEXT, "What all replicas share; keeps others out of the election.  [required]"),
     _setting("--password-file", _PATH, "A file with the password, instead of --password."),
     _setting(
@@ -90,6 +125,34 @@ _SETTINGS = (
         default=False,
         show_default="off",
     ),
+    _setting(
+        "--allow-from",
+        _Parsed("networks", parse_networks),
+        "Who may use the VIP: networks, separated by commas. What others send is dropped.",
+        show_default="everybody",
+    ),
+    _setting(
+        "--port",
+        _Parsed("ports", parse_ports),
+        "What is proxied: ports such as 443,53/udp,8000-8010. The rest is refused.",
+        variable="PORTS",
+        show_default="everything",
+    ),
+    _setting(
+        "--hold-only/--no-hold-only",
+        _Switch(),
+        "Hold the VIP and proxy nothing: something else on the hosts serves it.",
+        default=False,
+        show_default="off",
+    ),
+    _setting(
+        "--check",
+        _Parsed("check", parse_check),
+        "Ask TARGET, and let a peer take over if it does not answer: tcp:PORT, icmp or http://HOST[:PORT]/PATH.",
+    ),
+    _setting("--check-interval", _number("check_interval"), "Seconds between questions.", show_default="5"),
+    _setting("--check-fall", _number("check_fall"), "Failures in a row after which TARGET is down.", show_default="3"),
+    _setting("--check-rise", _number("check_rise"), "Successes in a row after which it is up again.", show_default="2"),
     _setting("--vip-id", _number("vip_id"), "The CARP group of this VIP on its network.", show_default="last octet"),
     _setting(
         "--interface",
@@ -130,7 +193,13 @@ _SETTINGS = (
         "The iptables back end; auto takes the one that this host uses.",
         show_default="auto",
     ),
-    _setting("--run-dir", _PATH, "Directory for runtime files.", show_default="/run/kevip"),
+    _setting(
+        "--metrics",
+        _Parsed("host:port", parse_endpoint),
+        "Where to serve metrics over HTTP (needs kevip[metrics]).",
+        show_default="off",
+    ),
+    _RUN_DIR,
     _setting(
         "--log-format",
         _choice(get_args(log.Format)),
@@ -150,7 +219,7 @@ def _settings(function: _Function) -> _Function:
 
 @click.group(
     invoke_without_command=True,
-    subcommand_metavar="",
+    subcommand_metavar="[COMMAND ...]",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="A flag wins over its variable; an empty variable counts as absent. Exit status: 0 after a stop by signal, "
     "1 failure while running, 2 wrong settings, 3 host not fit, 4 VIP already served on this host.",
@@ -164,20 +233,162 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     Run it with the same settings on two or three hosts. They elect a master over CARP (ucarp); the master holds
     the VIP and sends all of its traffic to TARGET, which sees the VIP as the source. If it dies, another takes over.
     """
-    if ctx.invoked_subcommand is None:
-        if isinstance(password := given["password"], str):
-            kernel.hide_argument(password)
+    if ctx.invoked_subcommand:
+        _refuse_early_flags(ctx)
+    else:
+        _hide_password(given)
         _serve(load(given))
+
+
+def _hide_password(given: dict[str, Any]) -> None:
+    if isinstance(password := given["password"], str):
+        kernel.hide_argument(password)
+
+
+def _refuse_early_flags(ctx: click.Context) -> None:
+    """Raise UsageError for flags that stand before a subcommand, and so would be lost."""
+    early = [
+        param.opts[0]
+        for param in ctx.command.params
+        if param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    ]
+    if early:
+        raise click.UsageError(f"put {', '.join(early)} after {ctx.invoked_subcommand}, not before it")
+
+
+@cli.command("manifest")
+@_settings
+@click.option(
+    "--name",
+    type=_Parsed("name", manifest.parse_name),
+    default="kevip",
+    show_default=True,
+    help="The objects' name: one for each VIP.",
+)
+@click.option("--namespace", type=_Parsed("name", manifest.parse_name), help="Where they belong.")
+@click.option(
+    "--image",
+    type=_Parsed("image", manifest.parse_image),
+    default=f"kevip:{version('kevip')}",
+    show_default=True,
+    help="The image that you built and pushed; no public registry has one.",
+)
+@click.option(
+    "--replicas",
+    type=_Parsed("number", manifest.parse_replicas),
+    default=3,
+    show_default=True,
+    help="On as many nodes.",
+)
+def print_manifest(**given: Any) -> None:
+    """Print the Kubernetes objects for these settings.
+
+    A Secret with the password, a Deployment and a PodDisruptionBudget, for `kubectl apply -f -`. Of the settings, only
+    those that were given are in it.
+    """
+    own = {name: given.pop(name) for name in ("name", "namespace", "image", "replicas")}
+    if given["run_dir"]:
+        given["run_dir"] = Malformed(f"{label('run_dir')} means nothing to a pod, whose /run is its own: leave it out")
+    config = load(given | {name: value for name, value in own.items() if isinstance(value, Malformed)})
+    if problem := manifest.password_problem(config.password):
+        raise SettingsError(problem)
+    del given["password_file"]
+    settings = {name: value for name, value in given.items() if value is not None and value is not False}
+    settings["password"] = config.password
+    click.echo(manifest.to_yaml(manifest.objects(settings, **own)), nl=False)
+
+
+@cli.command("check", short_help="Say what would keep kevip from working here, and what to do.")
+@_settings
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--strict", is_flag=True, help="Let warnings count as failures.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 600),
+    help="How long to listen for adverts.",
+    show_default="until a master would have been missed",
+)
+def check(*, as_json: bool, strict: bool, seconds: float | None, **given: Any) -> ExitStatus:
+    """Say whether kevip would work on this host, with the settings that it is to run with. Changes nothing.
+
+    Looks at the host, listens on the network for some seconds, asks by ARP who has the VIP, and pings TARGET. It may
+    be run while kevip runs. Exit status: 0 if no check failed, 1 if one did, 2 wrong settings.
+    """
+    _hide_password(given)
+    config = load(given)
+    log.configure(form=config.log_format, level=config.log_level)
+    findings = diagnose(config, seconds or listening_time(config))
+    verdicts = report.as_json(config, findings) if as_json else report.as_text(findings)
+    bad = verdicts[Verdict.FAILED] + strict * verdicts[Verdict.WARNING]
+    return ExitStatus.FAILURE if bad else ExitStatus.OK
 
 
 def _serve(config: Config) -> None:
     """Run the daemon until a signal stops it."""
     log.configure(form=config.log_format, level=config.log_level)
     host = preflight(config)
+    kernel.drop_privileges()
     with lock.take(config.vip):
         state = StateFile(config.run_dir, config.vip)
+        daemon = Daemon(config, host, state)
+        if config.metrics:
+            _serve_metrics(config.metrics, daemon.record, host.iptables)
         state.prepare()
-        Daemon(config, host, state).run()
+        daemon.run()
+
+
+def _serve_metrics(endpoint: Endpoint, record: Record, iptables: firewall.Iptables) -> None:
+    """Serve metrics from now on; raises HostError."""
+    try:
+        from kevip import metrics  # noqa: PLC0415 - it costs time, and needs a package that most do without
+    except ModuleNotFoundError:
+        raise HostError("--metrics (METRICS) needs prometheus-client: pip install 'kevip[metrics]'") from None
+    metrics.serve(endpoint, metrics.Exporter(record, iptables))
+
+
+@cli.command("status", short_help="Show what the VIPs of this host do.")
+@click.option("--vip", type=_ADDRESS, help="Only this VIP, not all of this host.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", is_flag=True, help="Show it again every 2 s, until Ctrl-C.")
+@_RUN_DIR
+def _status(*, as_json: bool, watch: bool, **given: Any) -> ExitStatus:
+    """Show what the VIPs of this host do, and what does not fit together.
+
+    Exit status: 0 if all is well, 1 if there is a problem or no VIP.
+    """
+    vip, run_dir = _place(given)
+    log.configure(form="text", level="error")
+
+    def show() -> bool:
+        found = statuses.survey(run_dir, vip)
+        if as_json:
+            click.echo(json.dumps(statuses.as_json(found)))
+        else:
+            if watch:
+                click.clear()
+            click.echo(statuses.text(found, privileged="NET_ADMIN" not in kernel.missing_capabilities()))
+        return statuses.is_ok(found)
+
+    ok = statuses.watch(show) if watch else show()
+    return ExitStatus.OK if ok else ExitStatus.FAILURE
+
+
+@cli.command("cleanup", short_help="Remove what a killed kevip left on this host.")
+@click.option("--vip", type=_ADDRESS, required=True, help="Whose leftovers.")
+@_RUN_DIR
+def _cleanup(**given: Any) -> None:
+    """Remove what a killed kevip left on this host: address, rules, connections, runtime file."""
+    vip, run_dir = _place(given)
+    log.configure(form="text", level="error")
+    for each in cleanup(StateFile(run_dir, vip)) or ["nothing to remove"]:
+        click.echo(each if each.startswith("nothing") else f"removed {each}")
+
+
+def _place(given: Mapping[str, Any]) -> tuple[Any, Path]:
+    """Return the VIP, if any, and the run directory that a command was given; raises SettingsError."""
+    if problems := [value.problem for value in given.values() if isinstance(value, Malformed)]:
+        raise SettingsError(*problems)
+    return given["vip"], given["run_dir"] or RUN_DIR
 
 
 def _open_standard_files() -> None:
@@ -193,14 +404,17 @@ def main() -> NoReturn:
     """Run the command line, and end with an exit status of ExitStatus."""
     _open_standard_files()
     try:
-        cli.main(standalone_mode=False, prog_name="kevip")
+        status = cli.main(standalone_mode=False, prog_name="kevip")
     except KevipError as error:
         _fail(error.status, *error.problems)
     except click.ClickException as error:
         _fail(ExitStatus.USAGE, f"{error.format_message()} (kevip --help lists what there is)")
+    except BrokenPipeError:  # nobody reads our output any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = ExitStatus.FAILURE
     except (KeyboardInterrupt, click.Abort):
         _fail(ExitStatus.FAILURE, "interrupted")
-    sys.exit(ExitStatus.OK)
+    sys.exit(status or ExitStatus.OK)
 
 
 def _fail(status: ExitStatus, *problems: str) -> NoReturn:

@@ -1,0 +1,182 @@
+"""What `kubectl apply` needs to run kevip in a cluster: the objects as plain values, and their text as YAML (pure)."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Object = dict[str, Any]
+
+_XTABLES_LOCK = "/run/xtables.lock"
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+"""What names a Secret, a container and a label's value alike (RFC 1123)."""
+
+
+def parse_name(text: str) -> str:
+    """Parse the name of an object; raises ValueError."""
+    if not _LABEL.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name of up to 63 lower-case letters, digits and inner hyphens")
+    return text
+
+
+def parse_image(text: str) -> str:
+    """Parse the reference of an image, as far as to see that it is one word; raises ValueError."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(f"{text!r} is not the name of an image, such as registry.example/kevip:1.0")
+    return text
+
+
+def parse_replicas(text: str) -> int:
+    """Parse the number of replicas; raises ValueError."""
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise ValueError(f"{text!r} is not a whole number from 1 to 9999")
+    return int(text)
+
+
+def password_problem(password: str) -> str | None:
+    """Say why a pod's environment cannot take this password, if so."""
+    if "\0" in password or any("\ud800" <= each <= "\udfff" for each in password):
+        return "the password holds a NUL or is not UTF-8: a pod's environment cannot take it, choose another"
+    return None
+
+
+def objects(
+    settings: Mapping[str, Any], *, name: str, image: str, replicas: int, namespace: str | None = None
+) -> list[Object]:
+    """Return the Secret, the Deployment and the PodDisruptionBudget of one VIP.
+
+    ``settings`` are those that differ from the defaults, by name. The password among them goes into the Secret only.
+    """
+    labels = {"app.kubernetes.io/name": "kevip", "app.kubernetes.io/instance": name}
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {}) | {"labels": labels}
+    selector = {"matchLabels": labels}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata,
+            "type": "Opaque",
+            "stringData": {"password": settings["password"]},
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata,
+            "spec": {
+                "replicas": replicas,
+                # Without a surge: there may be no node left that has no replica yet.
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+                # The next replica goes once this one has had time to hear the others, through switches that learn who
+                # wants the adverts, and to find out that it cannot serve.
+                "minReadySeconds": 10,
+                "selector": selector,
+                "template": {"metadata": {"labels": labels}, "spec": _pod(selector, _container(name, image, settings))},
+            },
+        },
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata,
+            # A replica that takes no part is no reason to keep a node from being drained.
+            "spec": {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": selector},
+        },
+    ]
+
+
+def _pod(selector: Object, container: Object) -> Object:
+    return {
+        # The VIP, its rules and CARP belong to the node's network.
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "priorityClassName": "system-node-critical",
+        # Longer than a handover and the draining after it, which take up to 4 s, on a node that is busy.
+        "terminationGracePeriodSeconds": 30,
+        # It asks the cluster nothing, and reads no variables but its own.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # Two on one node do not hear each other.
+        "affinity": {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {"topologyKey": "kubernetes.io/hostname", "labelSelector": selector}
+                ]
+            }
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "xtables-lock", "hostPath": {"path": _XTABLES_LOCK, "type": "FileOrCreate"}},
+        ],
+    }
+
+
+def _container(name: str, image: str, settings: Mapping[str, Any]) -> Object:
+    return {
+        "name": "kevip",
+        "image": image,
+        "env": [
+            *(_variable(each, settings[each]) for each in ("vip", "target") if each in settings),
+            {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": name, "key": "password"}}},
+            *(_variable(each, settings[each]) for each in sorted(settings.keys() - {"vip", "target", "password"})),
+        ],
+        "securityContext": {
+            # Kubernetes gives capabilities to root only.
+            "runAsUser": 0,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # The CPU is not limited: a takeover must not be throttled.
+        "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "livenessProbe": _probe("live", period=10),
+        "readinessProbe": _probe("ready", period=5),
+        "volumeMounts": [
+            {"name": "run", "mountPath": "/run"},
+            # The lock that kube-proxy's iptables-legacy takes, so that the two exclude each other.
+            {"name": "xtables-lock", "mountPath": _XTABLES_LOCK},
+        ],
+    }
+
+
+def _variable(name: str, value: Any) -> Object:
+    values = value if isinstance(value, tuple) else (value,)
+    return {"name": name.upper(), "value": ",".join(_word(each) for each in values)}
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _probe(question: str, *, period: int) -> Object:
+    return {"exec": {"command": ["kevip-probe", question]}, "periodSeconds": period, "timeoutSeconds": 5}
+
+
+def to_yaml(documents: Sequence[Object]) -> str:
+    """Write documents as YAML, in its block style."""
+    return "---\n".join("".join(f"{line}\n" for line in _lines(each)) for each in documents)
+
+
+def _lines(node: Any) -> Iterator[str]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            lines = list(_lines(value))
+            if isinstance(value, dict | list) and value:
+                yield f"{key}:"
+                yield from (f"  {line}" for line in lines)
+            else:
+                yield f"{key}: {lines[0]}"
+    elif isinstance(node, list) and node:
+        for item in node:
+            first, *rest = _lines(item)
+            yield f"- {first}"
+            yield from (f"  {line}" for line in rest)
+    else:
+        yield _scalar(node)
+
+
+def _scalar(value: Any) -> str:
+    """Write a scalar as JSON, which YAML takes, but for what JSON leaves bare and YAML does not."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(each if " " <= each <= "~" else f"\\U{ord(each):08x}" for each in text)

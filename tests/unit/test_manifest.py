@@ -1,0 +1,193 @@
+"""What `kevip manifest` prints: valid for Kubernetes, the settings that were given, the password in one place only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kevip import cli, manifest
+from kevip.errors import SettingsError
+
+EXAMPLES = Path(__file__).parents[2] / "deploy/kubernetes"
+GOOD = ("--vip=192.0.2.100", "--target=203.0.113.10", "--password=secret")
+ALL = (
+    *("--global-masquerade", "--vip-id=7", "--interface=eth1", "--advbase=2", "--advskew=0", "--dead-ratio=2"),
+    *("--preempt", "--broadcast", "--iptables=nft", "--log-format=json", "--log-level=debug"),
+    *("--allow-from=10.0.0.0/8, 192.0.2.1", "--port=443,53/udp,8000-8010", "--check=tcp:443", "--check-fall=1"),
+    *("--name=db", "--namespace=network", "--image=registry.example:5000/kevip@sha256:00", "--replicas=2"),
+)
+KUBERNETES = ("1.27", kubernetes_validate.latest_version())
+"""The oldest one that has all fields, and a recent one."""
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return a function from arguments and variables to what `kevip manifest` prints."""
+
+    def run(*arguments: str, **env: str) -> str:
+        with mock.patch.dict("os.environ", env, clear=True):
+            cli.cli.main(["manifest", *arguments], standalone_mode=False, prog_name="kevip")
+        return capsys.readouterr().out
+
+    return run
+
+
+def problems(*arguments: str, **env: str) -> list[str]:
+    """Return what `kevip manifest` refuses them with."""
+    with mock.patch.dict("os.environ", env, clear=True), pytest.raises(SettingsError) as caught:
+        cli.cli.main(["manifest", *arguments], standalone_mode=False, prog_name="kevip")
+    return list(caught.value.problems)
+
+
+def parsed(text: str) -> tuple[Any, Any, Any]:
+    """Return the Secret, the Deployment and the PodDisruptionBudget."""
+    secret, deployment, budget = yaml.safe_load_all(text)
+    assert [each["kind"] for each in (secret, deployment, budget)] == ["Secret", "Deployment", "PodDisruptionBudget"]
+    return secret, deployment, budget
+
+
+def variables(deployment: Mapping[str, Any]) -> dict[str, Any]:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+scalars = texts | st.integers() | st.booleans() | st.none()
+keys = st.sampled_from(["name", "env", "hostNetwork", "app.kubernetes.io/name"])
+trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
+
+
+@given(st.lists(st.dictionaries(keys, trees, min_size=1), min_size=1, max_size=3))
+def test_any_document_is_read_back_as_it_was_written(documents: list[dict[str, Any]]) -> None:
+    assert list(yaml.safe_load_all(manifest.to_yaml(documents))) == documents
+
+
+@pytest.mark.parametrize("arguments", [GOOD, (*GOOD, *ALL)])
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_it(printed: Any, arguments: tuple[str, ...], version: str) -> None:
+    for document in parsed(printed(*arguments)):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_validation_refuses_what_kubernetes_does_not_know(printed: Any) -> None:
+    _, deployment, _ = parsed(printed(*GOOD).replace("hostNetwork", "hostNetworks"))
+    with pytest.raises(kubernetes_validate.ValidationError, match="hostNetworks"):
+        kubernetes_validate.validate(deployment, KUBERNETES[-1], strict=True)
+
+
+@pytest.mark.parametrize("file", ["egress", "ingress"])
+def test_an_example_is_what_the_command_prints(printed: Any, file: str) -> None:
+    example = parsed((EXAMPLES / f"{file}.yaml").read_text())
+    secret, deployment, _ = example
+    given = variables(deployment)
+    assert given.keys() == {"VIP", "TARGET", "PASSWORD"}
+    given["PASSWORD"] = secret["stringData"]["password"]
+    assert parsed(printed(f"--name=kevip-{file}", **given)) == example
+
+
+def test_all_settings_reach_the_pod_by_their_variables(printed: Any) -> None:
+    secret, deployment, budget = parsed(printed(*GOOD, *ALL))
+    assert variables(deployment) == {
+        "VIP": "192.0.2.100",
+        "TARGET": "203.0.113.10",
+        "PASSWORD": {"secretKeyRef": {"name": "db", "key": "password"}},
+        "ADVBASE": "2",
+        "ADVSKEW": "0",
+        "ALLOW_FROM": "10.0.0.0/8,192.0.2.1/32",
+        "CHECK": "tcp:443",
+        "CHECK_FALL": "1",
+        "PORTS": "443,53/udp,8000-8010",
+        "BROADCAST": "true",
+        "DEAD_RATIO": "2",
+        "GLOBAL_MASQUERADE": "true",
+        "INTERFACE": "eth1",
+        "IPTABLES": "nft",
+        "LOG_FORMAT": "json",
+        "LOG_LEVEL": "debug",
+        "PREEMPT": "true",
+        "VIP_ID": "7",
+    }
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example:5000/kevip@sha256:00"
+    for each in (secret, deployment, budget):
+        assert (each["metadata"]["name"], each["metadata"]["namespace"]) == ("db", "network")
+
+
+def test_the_settings_of_the_pod_mean_what_was_given(printed: Any) -> None:
+    """What is printed, given back to the command by variables, prints the same."""
+    own = [each for each in ALL if each.startswith(("--name", "--image", "--replicas"))]
+    text = printed(*GOOD, *ALL)
+    env = variables(parsed(text)[1]) | {"PASSWORD": "secret"}
+    assert printed(*own, **env) == text
+
+
+def test_a_vip_that_is_only_held_has_no_target(printed: Any) -> None:
+    deployment = parsed(printed(GOOD[0], GOOD[2], "--hold-only"))[1]
+    assert variables(deployment) == {
+        "VIP": "192.0.2.100",
+        "HOLD_ONLY": "true",
+        "PASSWORD": {"secretKeyRef": {"name": "kevip", "key": "password"}},
+    }
+
+
+def test_only_what_was_given_is_in_it(printed: Any) -> None:
+    deployment = parsed(printed(*GOOD, "--no-preempt", BROADCAST="no", ADVSKEW=""))[1]
+    assert variables(deployment).keys() == {"VIP", "TARGET", "PASSWORD"}
+    assert "namespace" not in deployment["metadata"]
+
+
+def test_the_password_is_in_the_secret_only(printed: Any) -> None:
+    text = printed(*GOOD[:2], "--password=Zq7")
+    assert parsed(text)[0]["stringData"] == {"password": "Zq7"}
+    assert text.count("Zq7") == 1
+
+
+def test_the_password_may_come_from_a_file(printed: Any, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("pass wörd\n")
+    secret, deployment, _ = parsed(printed(*GOOD[:2], f"--password-file={tmp_path / 'password'}"))
+    assert secret["stringData"] == {"password": "pass wörd"}
+    assert variables(deployment).keys() == {"VIP", "TARGET", "PASSWORD"}
+
+
+@pytest.mark.parametrize("password", [b"a\0b", b"a\xffb"])
+def test_a_password_that_no_environment_takes_is_refused(tmp_path: Path, password: bytes) -> None:
+    (tmp_path / "password").write_bytes(password)
+    assert problems(*GOOD[:2], f"--password-file={tmp_path / 'password'}") == [
+        "the password holds a NUL or is not UTF-8: a pod's environment cannot take it, choose another"
+    ]
+
+
+def test_selectors_fit_the_pods_and_no_other_instance(printed: Any) -> None:
+    _, deployment, budget = parsed(printed(*GOOD, "--name=db"))
+    template = deployment["spec"]["template"]
+    (rule,) = template["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    labels = {"app.kubernetes.io/name": "kevip", "app.kubernetes.io/instance": "db"}
+    assert template["metadata"]["labels"] == labels
+    assert (
+        deployment["spec"]["selector"] == budget["spec"]["selector"] == rule["labelSelector"] == {"matchLabels": labels}
+    )
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    assert problems("--vip=192.0.2.0", "--name=A_", "--namespace=x.y", "--image=a b", "--replicas=0", RUN_DIR="/x") == [
+        "--run-dir (RUN_DIR) means nothing to a pod, whose /run is its own: leave it out",
+        "--name: 'A_' is not a name of up to 63 lower-case letters, digits and inner hyphens",
+        "--namespace: 'x.y' is not a name of up to 63 lower-case letters, digits and inner hyphens",
+        "--image: 'a b' is not the name of an image, such as registry.example/kevip:1.0",
+        "--replicas: '0' is not a whole number from 1 to 9999",
+        "--target (TARGET) is missing: set it to an IPv4 address",
+        "--password (PASSWORD) is missing: set it, or --password-file (PASSWORD_FILE), to what all replicas share",
+        "--vip-id (VIP_ID) is missing: VIP 192.0.2.0 ends in .0, which is no valid id; set one from 1 to 255",
+    ]
+
+
+def test_flags_before_the_subcommand_are_refused() -> None:
+    with pytest.raises(click.UsageError, match=r"^put --vip, --preempt after manifest, not before it$"):
+        cli.cli.main(["--vip=192.0.2.100", "--preempt", "manifest"], standalone_mode=False, prog_name="kevip")
