@@ -1,5 +1,6 @@
-"""The README says what the command line is."""
+"""The README says what the command line is. Run as a program, this file writes the README's settings table anew."""
 
+import re
 from pathlib import Path
 
 import click
@@ -7,22 +8,32 @@ import click
 from kevip.cli import cli
 from kevip.errors import ExitStatus
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = Path(__file__).parents[2] / "README.md"
 REQUIRED = "  [required]"
+TABLE = re.compile(r"^\| flag \| variable \|.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
 
 
 def row(option: click.Option) -> str:
     """Return the line of the settings table for an option."""
     text = option.help or ""
     default = "required" if text.endswith(REQUIRED) else option.show_default or ""
-    return f"| `{option.opts[0]}` | `{option.envvar}` | {default} | {text.removesuffix(REQUIRED)} |"
+    return f"| `{option.opts[0]}` | `{option.envvar}` | {default} | {text.removesuffix(REQUIRED)} |\n"
+
+
+def table() -> str:
+    """Return the settings table."""
+    options = [param for param in cli.params if isinstance(param, click.Option) and param.envvar]
+    return "| flag | variable | default | meaning |\n|---|---|---|---|\n" + "".join(map(row, options))
 
 
 def test_the_settings_table_is_that_of_the_command_line() -> None:
-    options = [param for param in cli.params if isinstance(param, click.Option) and param.envvar]
-    table = "\n".join(["| flag | variable | default | meaning |", "|---|---|---|---|", *map(row, options)])
-    assert table in README, f"README.md needs this table:\n{table}"
+    assert TABLE.findall(README.read_text()) == [table()], f"write it with: python {__file__}"
 
 
 def test_the_exit_statuses_are_all_there() -> None:
-    assert [f"| {status.value} |" for status in ExitStatus if f"\n| {status.value} | " not in README] == []
+    text = README.read_text()
+    assert [f"| {status.value} |" for status in ExitStatus if f"\n| {status.value} | " not in text] == []
+
+
+if __name__ == "__main__":
+    README.write_text(TABLE.sub(lambda _: table(), README.read_text()))
