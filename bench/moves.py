@@ -10,7 +10,7 @@ from lab.traffic import Conversations, Probe, server
 
 ROUNDS = 5
 CONNECTIONS = 100
-PATIENCE = 6.0
+PATIENCE = 20.0
 """Seconds within which a connection must answer again when the move is over."""
 
 Make = Callable[[Namespace], Any]
