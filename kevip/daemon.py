@@ -12,7 +12,7 @@ from kevip.config import Config
 from kevip.election.carp import Advert, BadAdvertError, Farewell, farewell
 from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
 from kevip.errors import KevipError
-from kevip.host import address, conntrack, kernel, systemd
+from kevip.host import address, conntrack, interface, kernel, systemd
 from kevip.loop import Loop
 from kevip.nat import Proxy
 from kevip.presence import Presence
@@ -195,6 +195,7 @@ class Daemon:
         config = self._config
         try:
             place = locate(config)
+            interface.require_carrier(place.interface)
             candidacy = Candidacy(
                 vip=config.vip,
                 vip_id=config.vip_id,
@@ -273,6 +274,8 @@ class Daemon:
         self._loop.cancel(self._end_ucarp)
         if ucarp.age() >= LAST_RETRY:
             self._retry = FIRST_RETRY
+        if not interface.is_running(self._interface):
+            self._rejoins = self._rejoins or Reason.UNLINKED
         if self._stays:
             self._loop.after(0 if ucarp.age() > FIRST_RETRY else FIRST_RETRY, self._start_ucarp)
         elif self._handover is None and not self._stopping:
@@ -381,11 +384,17 @@ class Daemon:
                 with suppress(KevipError):
                     self._service.extend()
             return
-        if self._ucarp and not self._service.active and self._ucarp.is_frozen():
-            self._log.error("ucarp.frozen", hint=f"ucarp ({self._ucarp.pid}) was stopped: it is ended")
-            self._end_ucarp()
-            return
+        if self._ucarp and not self._service.active:
+            self._doubt(self._ucarp)
         self._tend()
+
+    def _doubt(self, ucarp: Ucarp) -> None:
+        """End a backup's ucarp that hears nothing; another one is started as soon as it could."""
+        if ucarp.is_frozen():
+            self._log.error("ucarp.frozen", hint=f"ucarp ({ucarp.pid}) was stopped: it is ended")
+            self._end_ucarp()
+        elif not interface.is_running(self._interface):  # ucarp would sleep for 10 s at a time, as a backup
+            self._rejoin(Reason.UNLINKED)
 
     def _beat(self) -> None:
         """Tell the watchdog that all is well; also before what may take a while."""

@@ -50,13 +50,13 @@ class Reporter:
     def write(self) -> None:
         """Tell how things are."""
         record = self.record
-        ready = ["READY=1"] if record.role in {Role.BACKUP, Role.MASTER} else []
-        systemd.notify("WATCHDOG=1", f"STATUS={record.role}: {record.vip} on {record.interface}", *ready)
         self._refresh(record)
         try:
             self._state.write(record)
         except OSError as error:
             self.warn_once("state.not_written", None, path=str(self._state.path), error=str(error))
+        ready = ["READY=1"] if record.role in {Role.BACKUP, Role.MASTER} else []
+        systemd.notify("WATCHDOG=1", f"STATUS={record.role}: {record.vip} on {record.interface}", *ready)
 
     def close(self) -> None:
         """Remove the runtime file."""

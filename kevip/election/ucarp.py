@@ -115,6 +115,7 @@ _MESSAGES = (
     ("Putting MASTER DOWN", Message.KNOWN),
     ("Putting MASTER down", Message.KNOWN),
     ("Spawning [", Message.KNOWN),
+    ("exiting: pfds", Message.KNOWN),
 )
 
 

@@ -1,6 +1,9 @@
 """The network interfaces of this host, and which of them a VIP belongs on."""
 
+import fcntl
 import json
+import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -11,6 +14,10 @@ from kevip.host import command
 
 FOREVER = 2**32 - 1
 """The lifetime that the kernel gives to an address that does not expire (rtnetlink's INFINITY_LIFE_TIME)."""
+
+_SIOCGIFFLAGS = 0x8913
+_IFNAMSIZ = 16
+_IFF_RUNNING = 0x40
 
 _POINT_TO_POINT = 31
 """The prefix length from which on a subnet has no room for a VIP (RFC 3021)."""
@@ -145,6 +152,24 @@ def _holding(interfaces: Sequence[Interface], vip: IPv4Address) -> Interface:
 
 def _primaries(interface: Interface, vip: IPv4Address) -> list[IPv4Address]:
     return [each.ip.ip for each in interface.addresses if not each.secondary and not each.is_lease(vip)]
+
+
+def is_running(name: str) -> bool:
+    """Whether an interface is there, up, and has a carrier (IFF_RUNNING in netdevice(7)); starts no process."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inquirer:
+        request = struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), 0)
+        try:
+            answer = fcntl.ioctl(inquirer, _SIOCGIFFLAGS, request)
+        except OSError:
+            return False
+    flags: int = struct.unpack_from("H", answer, _IFNAMSIZ)[0]
+    return bool(flags & _IFF_RUNNING)
+
+
+def require_carrier(name: str) -> None:
+    """Raise HostError if nothing can be heard on an interface that is up."""
+    if not is_running(name):
+        raise HostError(_unplugged(name))
 
 
 def link_problem(interfaces: Sequence[Interface], name: str) -> str:
