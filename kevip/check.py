@@ -131,6 +131,12 @@ def _examine_target(fitness: Fitness, target: IPv4Address) -> None:
             "as kevip does, and a packet is translated once, so nothing would reach the Service: use --hold-only, and "
             "list the VIP in the Service's status as its load-balancer IP; or run kube-proxy in IPVS mode",
         )
+    elif fitness.service is kubernetes.Mode.IPVS and not kernel.ipvs_tracks():
+        fitness.note(
+            "service",
+            f"TARGET {target} is a cluster-IP, handled by IPVS without conntrack, so its connections would not get the "
+            "VIP as their source, and replies not find back: sysctl -w net.ipv4.vs.conntrack=1",
+        )
 
 
 def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:

@@ -57,7 +57,7 @@ def diagnose(config: Config, seconds: float) -> Iterator[Finding]:
 def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
     """Yield what it takes to proxy the VIP to TARGET."""
     if fitness.iptables:
-        yield from _told(fitness, "service", target.service(address, fitness.service, tracks=kernel.ipvs_tracks()))
+        yield from _told(fitness, "service", target.service(address, fitness.service))
     if "capabilities" not in fitness.problems:
         yield target.answer(config.check, address, ask(config.check or PING, address, _PATIENCE, None))
     if fitness.iptables:

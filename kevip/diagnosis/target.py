@@ -15,20 +15,11 @@ def route(target: IPv4Address, way: Route) -> Finding:
     return ok("route", f"TARGET {target} by {way.interface}{f', gateway {way.gateway}' if way.gateway else ''}")
 
 
-def service(target: IPv4Address, mode: Mode | None, *, tracks: bool) -> Finding:
-    """Say how a cluster-IP is handled; ``tracks`` is what ``net.ipv4.vs.conntrack`` says.
-
-    The other modes of kube-proxy are a problem that the start refuses.
-    """
+def service(target: IPv4Address, mode: Mode | None) -> Finding:
+    """Say how a cluster-IP is handled; any other way than this is a problem that the start refuses."""
     if mode is None:
         return ok("service", f"TARGET {target} is no cluster-IP that this node knows of")
-    if tracks:
-        return ok("service", f"TARGET {target} is a cluster-IP, handled by {mode} with conntrack")
-    return failed(
-        "service",
-        f"TARGET {target} is a cluster-IP, handled by {mode} without conntrack: replies would not find back",
-        "sysctl -w net.ipv4.vs.conntrack=1",
-    )
+    return ok("service", f"TARGET {target} is a cluster-IP, handled by {mode} with conntrack")
 
 
 def answer(check: Check | None, target: IPv4Address | None, answer: Answer) -> Finding:

@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 
 import pytest
 
+from kevip.check import examine
+from kevip.config import Config
 from kevip.diagnosis import election, report, rules, target, traffic
 from kevip.diagnosis.election import Heard, Stranger
 from kevip.diagnosis.finding import Finding, Verdict
 from kevip.election.carp import Group, Interval
+from kevip.host import kernel, kubernetes
 from kevip.host.interface import Address, Interface
 from kevip.host.kubernetes import Mode, has_ipvs_service, has_kube_services_rule, on_ipvs_interface
 from kevip.host.nftables import Chain
@@ -171,13 +175,29 @@ def test_says_who_may_use_the_vip() -> None:
     assert traffic.sources(["10.0.0.0/8"], VIP).found == "VIP 10.77.0.100 is for 10.0.0.0/8 only"
 
 
-@pytest.mark.parametrize(("mode", "tracks", "verdict"), [
-    (None, False, "ok"), (Mode.IPVS, True, "ok"), (Mode.IPVS, False, "failed"),
-])  # fmt: skip
-def test_ipvs_needs_conntrack(mode: Mode | None, tracks: bool, verdict: str) -> None:
-    finding = target.service(TARGET, mode, tracks=tracks)
-    assert finding.verdict == verdict
-    assert ("sysctl -w net.ipv4.vs.conntrack=1" in finding.advice) is (verdict == "failed")
+@pytest.mark.parametrize("tracks", [True, False])
+def test_the_start_refuses_ipvs_without_conntrack(tracks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "mode_of", lambda *_: Mode.IPVS)
+    monkeypatch.setattr(kernel, "ipvs_tracks", lambda: tracks)
+    fitness = examine(Config(vip=VIP, target=TARGET, password="secret"))  # noqa: S106 - no secret
+    problems = fitness.problems.get("service", [])
+    assert [problem.endswith("sysctl -w net.ipv4.vs.conntrack=1") for problem in problems] == [True] * (not tracks)
+
+
+@pytest.mark.parametrize(("value", "tracks"), [("1\n", True), ("0\n", False), (None, False)])
+def test_reads_whether_ipvs_uses_conntrack(
+    value: str | None, tracks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_SYSCTL", tmp_path)
+    if value:
+        (tmp_path / "vs").mkdir()
+        (tmp_path / "vs" / "conntrack").write_text(value)
+    assert kernel.ipvs_tracks() is tracks
+
+
+def test_says_how_a_cluster_ip_is_handled() -> None:
+    assert target.service(TARGET, None).found == f"TARGET {TARGET} is no cluster-IP that this node knows of"
+    assert target.service(TARGET, Mode.IPVS).found == f"TARGET {TARGET} is a cluster-IP, handled by IPVS with conntrack"
 
 
 IP_VS = """IP Virtual Server version 1.2.1 (size=4096)
