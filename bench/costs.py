@@ -18,32 +18,41 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The same thing measured of kevip and of what it is compared with."""
+    """The same thing measured of kevip and of what it is compared with, round by round."""
 
-    kevip: float
-    plain: float
+    rounds: list[tuple[float, float]]
+
+    @property
+    def kevip(self) -> float:
+        """The median of kevip."""
+        return median(ours for ours, _ in self.rounds)
+
+    @property
+    def plain(self) -> float:
+        """The median of the other one."""
+        return median(theirs for _, theirs in self.rounds)
 
     @property
     def ratio(self) -> float:
-        """Kevip by plain."""
-        return self.kevip / self.plain
+        """Kevip by plain: the median of each round's, for what slows a machine down lasts longer than a round."""
+        return median(ours / theirs for ours, theirs in self.rounds)
 
 
 def hook_latency(backend: str, rounds: int = 30) -> Pair:
     """Return milliseconds from the start of the up hook to rules and address in place, in turn; medians."""
-    ours, theirs = list[float](), list[float]()
+    pairs = list[tuple[float, float]]()
     with Network(nodes=2) as network, Replica(network.nodes[0], iptables=backend) as replica:
         replica.master()
         with replica.hooks() as call:
             for _ in range(rounds):
                 call("vip-down")
-                theirs.append(_plain_hook(network.nodes[1], "vip-up", backend))
+                plain = _plain_hook(network.nodes[1], "vip-up", backend)
                 _plain_hook(network.nodes[1], "vip-down", backend)
                 eventually(lambda: not any("KEVIP" in line for line in replica.node.rules()[backend]))
                 time.sleep(0.3)  # what a backup starts in advance is started
-                ours.append(call("vip-up"))
+                pairs.append((call("vip-up") * 1000, plain * 1000))
                 time.sleep(0.2)
-    return Pair(median(ours) * 1000, median(theirs) * 1000)
+    return Pair(pairs)
 
 
 def _plain_hook(node: Namespace, name: str, backend: str) -> float:
@@ -56,17 +65,18 @@ def _plain_hook(node: Namespace, name: str, backend: str) -> float:
 
 def start_to_master(rounds: int = 5) -> Pair:
     """Return seconds from the start of a process to its VIP; medians."""
-    ours, theirs = list[float](), list[float]()
-    for _ in range(rounds):
-        for times, make in ((ours, Replica), (theirs, PlainReplica)):
-            with Network(nodes=1) as network:
-                begin = time.monotonic()
-                replica = make(network.nodes[0])
-                eventually(network.holders, what="a master")
-                times.append(time.monotonic() - begin)
-                replica.kill()
-                replica.remove()
-    return Pair(median(ours), median(theirs))
+    return Pair([(_start(Replica), _start(PlainReplica)) for _ in range(rounds)])
+
+
+def _start(make: Callable[[Namespace], Replica | PlainReplica]) -> float:
+    with Network(nodes=1) as network:
+        begin = time.monotonic()
+        replica = make(network.nodes[0])
+        eventually(network.holders, what="a master")
+        seconds = time.monotonic() - begin
+        replica.kill()
+        replica.remove()
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ def _cpu(pid: int) -> float:
     return sum(map(int, fields[11:15])) / _TICKS
 
 
-def traffic(kind: str, rounds: int = 5, seconds: float = 2.0) -> Pair:
+def traffic(kind: str, rounds: int = 9, seconds: float = 2.0) -> Pair:
     """Return bits or connects per second through the VIP, and forwarded by the same host without NAT; medians."""
     port = 7001
     with Network(nodes=1) as network, Replica(network.nodes[0]) as replica:
@@ -104,8 +114,7 @@ def traffic(kind: str, rounds: int = 5, seconds: float = 2.0) -> Pair:
         _route_through(network, network.nodes[0])
         with sink(network.target, TARGET, port):
             measure: Callable[[str], float] = lambda address: load(network.client, kind, address, port, seconds)  # noqa: E731
-            pairs = [(measure(VIP), measure(TARGET)) for _ in range(rounds)]
-    return Pair(median(ours for ours, _ in pairs), median(theirs for _, theirs in pairs))
+            return Pair([(measure(VIP), measure(TARGET)) for _ in range(rounds)])
 
 
 def _route_through(network: Network, node: Namespace) -> None:
