@@ -16,6 +16,9 @@ from kevip.record import Record
 HANGS = 15.0
 """Seconds without a word after which a daemon hangs: a program that it waits for may take 10 s. As in kevip-probe."""
 
+_MADE = ".made-by-kevip"
+"""What a run directory holds that kevip has made, and so removes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
@@ -111,12 +114,18 @@ class StateFile:
     def prepare(self) -> None:
         """Create the run directory, for its owner only; raises HostError."""
         try:
-            self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
             writable = os.access(self.run_dir, os.W_OK | os.X_OK)
         except OSError as error:
             raise HostError(f"cannot create {self.run_dir}: {error.strerror}: set --run-dir to another one") from None
         if not writable:
             raise HostError(f"{self.run_dir} is not writable: set --run-dir to another one")
+
+    def _make(self) -> None:
+        """Make the run directory, and mark it as ours to remove, unless it is there; raises OSError."""
+        if not self.run_dir.is_dir():
+            self.run_dir.mkdir(mode=0o700, parents=True)
+            (self.run_dir / _MADE).touch(mode=0o600)
 
     def problem(self) -> str | None:
         """Say why ``prepare`` would fail, without creating anything."""
@@ -128,7 +137,7 @@ class StateFile:
 
     def write(self, record: Record) -> None:
         """Replace the file; raises OSError."""
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # another kevip may have removed it, empty
+        self._make()  # another kevip may have removed it
         draft = self.path.with_suffix(".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW  # somebody may have put a link there
         with os.fdopen(os.open(draft, flags, mode=0o600), "w") as file:
@@ -148,10 +157,12 @@ class StateFile:
             raise KevipError(f"{self.path} is not what this version writes: restart its kevip") from None
 
     def remove(self) -> bool:
-        """Remove the file, and the directory if nobody else's file is in it; say whether there was a file."""
+        """Remove the file, and the directory if kevip made it and nobody else uses it; say whether there was a file."""
         there = self.path.exists()
         for path in (self.path, self.path.with_suffix(".new")):
             path.unlink(missing_ok=True)
         with suppress(OSError):
-            self.run_dir.rmdir()
+            if [path.name for path in self.run_dir.iterdir()] == [_MADE]:
+                (self.run_dir / _MADE).unlink()
+                self.run_dir.rmdir()
         return there

@@ -46,7 +46,7 @@ def postrouting(saved: str, vip: IPv4Address, *, runs: bool) -> Finding:
         return warning(
             "POSTROUTING",
             "others' rules stand before ours: TARGET may not see the VIP as the source",
-            "kevip repairs that within seconds; if it comes back, find out who inserts them",
+            "kevip repairs that in seconds; if it comes back, see who inserts them (Calico: chainInsertMode: Append)",
         )
     foreign = [rule for rule in others(saved, vip) if rule.startswith("nat -A POSTROUTING ") and "KEVIP-" not in rule]
     if not foreign:

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from base64 import urlsafe_b64encode
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -136,20 +136,27 @@ class Ucarp:
         scripts = [HOOKS / name for name in ("vip-up", "vip-down", "watchdog")]
         if not all(os.access(script, os.X_OK) for script in scripts):
             raise HostError(f"the scripts in {HOOKS} are not executable: install kevip again")
-        self.channel, hooks_end = socket.socketpair()
-        with hooks_end, _readable(key(candidacy.password) + b"\n") as password:
-            fd = password.fileno()
-            self._child = command.spawn(argv(candidacy, password_fd=fd), stdin=hooks_end, pass_fds=[fd])
-        self.pid = self._child.pid
-        self.pidfd = os.pidfd_open(self.pid)
-        self.stderr = _stderr(self._child)
-        os.set_blocking(self.stderr, False)
-        self._rest = b""
-        self._born = monotonic()
-        self._beat, watchdogs_end = socket.socketpair()
-        self._beat.setblocking(False)
-        with watchdogs_end:
-            self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=watchdogs_end)
+        with ExitStack() as parts:  # a ucarp without all of them is ended: nobody would know of it
+            self.channel, hooks_end = socket.socketpair()
+            parts.enter_context(self.channel)
+            with hooks_end, _readable(key(candidacy.password) + b"\n") as password:
+                fd = password.fileno()
+                self._child = command.spawn(argv(candidacy, password_fd=fd), stdin=hooks_end, pass_fds=[fd])
+            parts.callback(_end, self._child)
+            self.pid = self._child.pid
+            self.pidfd = os.pidfd_open(self.pid)
+            parts.callback(os.close, self.pidfd)
+            self.stderr = _stderr(self._child)
+            os.set_blocking(self.stderr, False)
+            self._rest = b""
+            self._born = monotonic()
+            self._beat, watchdogs_end = socket.socketpair()
+            self._beat.setblocking(False)
+            parts.enter_context(self._beat)
+            with watchdogs_end:
+                watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=watchdogs_end)
+            parts.callback(_end, watchdog)
+            self._parts = parts.pop_all()
 
     def beat(self) -> None:
         """Tell the watchdog that the daemon is well; without this, it ends ucarp after 5 s."""
@@ -195,14 +202,16 @@ class Ucarp:
 
     def close(self) -> int:
         """Free what belongs to a ucarp that has ended, and return its exit status (negative: a signal)."""
-        command.kill(self._watchdog)
-        self._watchdog.wait()
         status = self._child.wait()
-        os.close(self.pidfd)
-        for end in (self.channel, self._beat, self._child.stderr, self._watchdog.stderr):
-            if end:
-                end.close()
+        self._parts.close()
         return status
+
+
+def _end(child: Popen[bytes]) -> None:
+    command.kill(child)
+    child.wait()
+    if child.stderr:
+        child.stderr.close()
 
 
 def _readable(content: bytes) -> BinaryIO:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lab.network import LAN, TARGET, VIP, Namespace, Network, eventually
+from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica
 from lab.traffic import answers, tcp_source
 
@@ -290,6 +290,21 @@ def test_the_state_file_says_the_role_and_is_private(network: Network, start: St
     state = json.loads((replica.run_dir / f"{VIP}.json").read_text())
     assert (state["vip"], state["pid"], state["role"]) == (VIP, replica.process.pid, "master")
     assert replica.run_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_run_directory_that_was_there_stays(network: Network, start: Start, tmp_path: Path) -> None:
+    replicas = [start(network.nodes[0], run_dir=tmp_path, vip=vip).ready() for vip in (VIP, VIP2)]
+    for replica in replicas:
+        assert replica.stop()[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_of_several_removes_their_run_directory(network: Network, start: Start, tmp_path: Path) -> None:
+    first, second = (start(network.nodes[0], run_dir=tmp_path / "run", vip=vip).ready() for vip in (VIP, VIP2))
+    assert first.stop()[0] == 0
+    assert (tmp_path / "run" / f"{VIP2}.json").exists()
+    assert second.stop()[0] == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_log_that_nobody_reads_any_more_does_not_take_the_vip(network: Network, tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """What ucarp is called with, and what its lines mean."""
 
+import signal
+from collections.abc import Sequence
 from ipaddress import IPv4Address
+from subprocess import Popen
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kevip.election.ucarp import HOOKS, Candidacy, Message, argv, key, understand
+from kevip.election.ucarp import HOOKS, Candidacy, Message, Ucarp, argv, key, understand
+from kevip.host import command
 
 CANDIDACY = Candidacy(
     vip=IPv4Address("10.0.0.100"),
@@ -86,3 +91,20 @@ TIME = "2026-01-01T00:00:00.000001:"
 ])  # fmt: skip
 def test_understands(line: str, meaning: tuple[Message, str]) -> None:
     assert understand(line) == meaning
+
+
+def test_a_ucarp_without_a_watchdog_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would stand for election, and nobody would know of it."""
+    started: list[Popen[bytes]] = []
+    spawn = command.spawn
+
+    def spawn_one(arguments: Sequence[str], **options: Any) -> Popen[bytes]:
+        if started:
+            raise command.CommandError(arguments, None, "Resource temporarily unavailable")
+        started.append(spawn(["sleep", "60"], **options))
+        return started[0]
+
+    monkeypatch.setattr(command, "spawn", spawn_one)
+    with pytest.raises(command.CommandError):
+        Ucarp(CANDIDACY)
+    assert started[0].returncode == -signal.SIGKILL
