@@ -408,7 +408,8 @@ def main() -> NoReturn:
     except KevipError as error:
         _fail(error.status, *error.problems)
     except click.ClickException as error:
-        _fail(ExitStatus.USAGE, f"{error.format_message()} (kevip --help lists what there is)")
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "kevip"
+        _fail(ExitStatus.USAGE, f"{error.format_message()} ({command} --help lists what there is)")
     except BrokenPipeError:  # nobody reads our output any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = ExitStatus.FAILURE

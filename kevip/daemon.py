@@ -279,20 +279,20 @@ class Daemon:
         if self._stays:
             self._loop.after(0 if ucarp.age() > FIRST_RETRY else FIRST_RETRY, self._start_ucarp)
         elif self._handover is None and not self._stopping:
-            self._replace_ucarp(status)
+            self._replace_ucarp(ucarp, status)
         if self._handover is None:
             self._reporter.enter(Role.INIT, Reason.STOPPED if self._stopping else self._rejoins or Reason.UCARP)
         self._rejoins = None
 
-    def _replace_ucarp(self, status: int) -> None:
+    def _replace_ucarp(self, ucarp: Ucarp, status: int) -> None:
         """Start another ucarp: at once where that was the aim; after an end of its own once the VIP is handed over."""
         if self._rejoins:
             self._start_ucarp()
         elif self._service.active:
-            self._log.error("ucarp.exited", status=status)
+            self._log.error("ucarp.exited", status=status, hint=_hint_at_end(ucarp, status))
             self._hand_over(Reason.UCARP)
         else:
-            self._try_again("ucarp.exited", status=status)
+            self._try_again("ucarp.exited", status=status, hint=_hint_at_end(ucarp, status))
 
     def _try_again(self, event: str, **context: object) -> None:
         if self._loop.awaits(self._start_ucarp):
@@ -385,11 +385,11 @@ class Daemon:
                     self._service.extend()
             return
         if self._ucarp and not self._service.active:
-            self._doubt(self._ucarp)
+            self._end_deaf_ucarp(self._ucarp)
         self._tend()
 
-    def _doubt(self, ucarp: Ucarp) -> None:
-        """End a backup's ucarp that hears nothing; another one is started as soon as it could."""
+    def _end_deaf_ucarp(self, ucarp: Ucarp) -> None:
+        """End a backup's ucarp that hears nothing; another one is started at once, or when there is a link."""
         if ucarp.is_frozen():
             self._log.error("ucarp.frozen", hint=f"ucarp ({ucarp.pid}) was stopped: it is ended")
             self._end_ucarp()
@@ -598,6 +598,15 @@ class Daemon:
             self._stuck += 1
         self._close_segment()
         self._reporter.close()
+
+
+def _hint_at_end(ucarp: Ucarp, status: int) -> str:
+    """Say what an exit status, or a signal that is negative, tells of a ucarp's end."""
+    if ucarp.killed:
+        return "kevip ended it, for the reason that it has logged before"
+    if status < 0:
+        return f"ended by signal {-status}: by the watchdog if kevip stalled, else see dmesg for memory that ran out"
+    return "it said why in ucarp.message, if it knew"
 
 
 def _milliseconds_since(begin: float) -> float:

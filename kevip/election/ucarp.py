@@ -129,7 +129,7 @@ class Ucarp:
     """A running ucarp. Killed by the kernel if this process dies.
 
     ``channel`` carries the hooks' requests, ``stderr`` ucarp's lines, ``pidfd`` is readable when it has ended: the
-    daemon selects on all three.
+    daemon selects on all three. ``killed`` is whether it was the daemon that ended it.
     """
 
     def __init__(self, candidacy: Candidacy) -> None:
@@ -149,6 +149,7 @@ class Ucarp:
             self.stderr = _stderr(self._child)
             os.set_blocking(self.stderr, False)
             self._rest = b""
+            self.killed = False
             self._born = monotonic()
             self._beat, watchdogs_end = socket.socketpair()
             self._beat.setblocking(False)
@@ -198,6 +199,7 @@ class Ucarp:
 
     def kill(self) -> None:
         """End ucarp at once; it runs no hook and advertises no more."""
+        self.killed = True
         command.kill(self._child)
 
     def close(self) -> int:

@@ -379,3 +379,9 @@ def test_no_secret_is_in_the_status_or_the_run_directory(host: Namespace, start:
     replica = start(host).master()
     shown = [status(replica)[1], json.dumps(facts(replica)), *replica.runtime_files().values()]
     assert not [text for text in shown if PASSWORD in text]
+
+
+def test_a_wrong_use_of_a_command_names_the_help_of_that_command(host: Namespace) -> None:
+    done = invoke(host, "cleanup")
+    told = "kevip: Missing option '--vip'. (kevip cleanup --help lists what there is)\n"
+    assert (done.returncode, done.stderr) == (2, told)
