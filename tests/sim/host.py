@@ -1,0 +1,247 @@
+"""A host: its interface and address, its lease of the VIP, rules, routes, programs, and the kevip that runs there."""
+
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
+from ipaddress import IPv4Address
+from itertools import count
+from typing import Literal, Protocol
+
+from kevip.health import Answer
+from sim.loop import COST, Loop
+from sim.network import Network, Wire
+from sim.tools import Tools
+from sim.ucarp import Ucarp
+from sim.world import Process, Source
+
+VIP = IPv4Address("10.77.0.100")
+TARGET = IPv4Address("203.0.113.10")
+
+Link = Literal["up", "down", "gone"]
+
+_PATIENCE = 3.0
+"""Seconds after which a question to TARGET without an answer has failed."""
+
+
+class Kevip(Protocol):
+    """What the simulation knows of a kevip on a host; ``kevip.daemon`` as it is now comes as ``sim.today``."""
+
+    role: str
+
+    def __init__(self, host: "Host", loop: Loop) -> None: ...
+
+    def run(self) -> int:
+        """Do all that kevip does from its start to its end, as a process of the host; return the exit status."""
+
+
+class Host:
+    """A host of the network. What changes is noted, so that the observers of the world see it."""
+
+    interface = "eth0"
+
+    def __init__(self, network: Network, number: int, kevip: type[Kevip]) -> None:
+        self.network, self.world = network, network.world
+        self.name = f"n{number}"
+        self.address = IPv4Address(f"10.77.0.{10 + number}")
+        self.mac = bytes([2, 0, 0, 0, 0, number])
+        self.link: Link = "up"
+        self.carrier = True
+        self.forwarding = self.route = self.target = True
+        self.clock = 0.0
+        self.lease: float | None = None
+        self.tools = Tools(self)
+        self.settings: dict[str, int | bool] = {}
+        self.wires: list[Wire] = []
+        self.engines: list[Ucarp] = []
+        self.node = Node(self, kevip)
+        self._pids = count(100 * number)
+        network.hosts[self.name] = self
+
+    def note(self, event: str, **fields: object) -> None:
+        """Tell the world that something happened here."""
+        self.world.note(self.name, event, **fields)
+
+    def pid(self) -> int:
+        """Return the number of a new process."""
+        return next(self._pids)
+
+    # The interface
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the interface is up and has a carrier."""
+        return self.link == "up" and self.carrier
+
+    def set_link(self, link: Link) -> None:
+        """Set the interface up or down, delete it, or make it again; the kernel tells those who have it open."""
+        self.link = link
+        if link == "up":
+            return
+        for engine in tuple(self.engines):
+            engine.hang_up()
+        if link == "gone":
+            self.wires.clear()
+            self.drop()
+
+    def hear(self, frame: bytes, *, outgoing: bool = False) -> None:
+        """Give a frame to all who listen, and answer it if it asks for an address that is here."""
+        if not self.is_linked:
+            return
+        for wire in tuple(self.wires):
+            wire.take(frame, outgoing=outgoing)
+        for engine in () if outgoing else tuple(self.engines):
+            engine.take(frame)
+        asks = frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\1"
+        if asks and not outgoing and self.lease and frame[38:42] == VIP.packed and frame[28:32] != VIP.packed:
+            answer = frame[14:20] + b"\0\2" + self.mac + VIP.packed + frame[22:28] + frame[28:32]
+            self.network.send(self, frame[6:12] + self.mac + b"\x08\x06" + answer)
+
+    # The VIP
+
+    @property
+    def holds(self) -> bool:
+        """Whether the VIP is an address of this host."""
+        return self.lease is not None
+
+    @property
+    def serves(self) -> bool:
+        """Whether a client that sends to the VIP here reaches TARGET."""
+        return self.holds and self.tools.has_rules and self.forwarding and self.route and self.target
+
+    def hold(self, seconds: float) -> None:
+        """Add the VIP, or renew it."""
+        end = self.lease = self.world.now + seconds
+        self.world.at(end, lambda: self.drop("its lease ends") if self.lease == end else None)
+
+    def drop(self, why: str = "") -> None:
+        """Remove the VIP."""
+        if self.lease is not None:
+            self.lease = None
+            self.note("vip.gone", **({"why": why} if why else {}))
+
+    def reaches_target(self) -> bool:
+        """Whether this host gets an answer of TARGET."""
+        return self.is_linked and self.route and self.target
+
+
+class Node:
+    """The kevip of a host as its process: started, stopped by signals, killed."""
+
+    def __init__(self, host: Host, kevip: type[Kevip]) -> None:
+        self._host, self._kevip = host, kevip
+        self.process: Process | None = None
+        self.kevip: Kevip | None = None
+        self.stopping = False
+        self.slowness = 0.0
+        self.loop: Loop | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there, be it stopped."""
+        return bool(self.process and not self.process.dead)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it runs, is meant to, and is not stopped."""
+        return bool(self.process and not self.process.dead and not self.process.stopped and not self.stopping)
+
+    @property
+    def role(self) -> str:
+        """The role that kevip has, in its own words; "off" if it does not run."""
+        return self.kevip.role if self.runs and self.kevip else "off"
+
+    def start(self) -> None:
+        """Start kevip, unless it runs."""
+        if not self.runs:
+            self.stopping = False
+            self.process = Process(self._host.world, self._main)
+            self.loop = Loop(self.process)
+            self.starve(self.slowness)
+            self.kevip = self._kevip(self._host, self.loop)
+
+    def _main(self) -> None:
+        if self.kevip:
+            try:
+                status = self.kevip.run()
+            except Exception as error:  # noqa: BLE001 - a daemon's end, not the simulation's
+                self._host.note("daemon.crashed", error=repr(error))
+                status = 1
+            self._end(status)
+
+    def starve(self, seconds: float) -> None:
+        """Have each turn of the loop take so long; 0 for as long as one does."""
+        self.slowness = seconds
+        if self.loop:
+            self.loop.cost = seconds or COST
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the daemon."""
+        if not self.process or not self.runs:
+            return
+        match number:
+            case signal.SIGSTOP:
+                self.process.stop()
+            case signal.SIGCONT:
+                self.process.carry_on()
+            case signal.SIGKILL:
+                self._end(-number)
+            case _:
+                self.stopping = True
+                self._deliver(self.process, number)
+
+    def _deliver(self, process: Process, number: signal.Signals) -> None:
+        if process.catch:
+            process.catch(number)
+        else:
+            self._end(-number)
+
+    def _end(self, status: int) -> None:
+        """End the process, and with it, by the kernel's doing, its ucarps and sockets."""
+        if self.process and not self.process.dead:
+            self.process.kill()
+        for engine in tuple(self._host.engines):
+            engine.die(-signal.SIGKILL)
+        self._host.wires.clear()
+        self._host.note("daemon.ended", status=status)
+
+
+class Prober:
+    """Drop-in for ``kevip.health.Prober``: asks as long as its process runs."""
+
+    def __init__(self, host: Host, question: Callable[[IPv4Address | None], Answer], *, interval: float) -> None:
+        del question  # it would ask the network that is there
+        self._host, self._world = host, host.world
+        self._process = host.node.process
+        self._interval = interval
+        self._source = Source(host.world)
+        self._answers: list[tuple[IPv4Address | None, Answer]] = []
+        self.source: IPv4Address | None = None
+        self._open = True
+        self._world.after(0.01, self._ask)
+
+    def _ask(self) -> None:
+        if self._open and self._process and not self._process.dead:
+            self._world.after(self._interval, self._ask)
+            well = self._host.reaches_target()
+            late = 0.003 if well or not self._host.route else min(self._interval, _PATIENCE)
+            answer = Answer(seconds=late) if well else Answer(problem="no answer in time")
+            if not self._process.stopped:
+                self._world.after(late, partial(self._hear, self.source, answer))
+
+    def _hear(self, source: IPv4Address | None, answer: Answer) -> None:
+        self._answers.append((source, answer))
+        self._source.set()
+
+    def fileno(self) -> int:
+        """Return what to select on."""
+        return self._source.fileno()
+
+    def answers(self) -> Sequence[Answer]:
+        """Return the answers since the last call to what was asked from ``source``, as it is now."""
+        self._source.clear()
+        answers, self._answers = self._answers, []
+        return [answer for source, answer in answers if source == self.source]
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._open = False

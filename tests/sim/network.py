@@ -1,0 +1,126 @@
+"""One switch: frames, as bytes, that are lost, late, doubled or cut off, and packet sockets that hear them."""
+
+import errno
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from kevip.host.wire import Instruction
+from sim.world import Source, World
+
+if TYPE_CHECKING:
+    from sim.host import Host
+
+CLIENT = "client"
+"""Whoever uses the VIP: it hears and is heard, and has no packet socket."""
+
+_LATENCY = 0.0002
+_ROOM = 250
+"""Packets that wait in a socket's queue, of the size of an advert; what comes then is dropped."""
+
+_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x30, 0x28, 0x20, 0x15, 0x06
+_SIZES = {_LOAD_BYTE: 1, _LOAD_HALF: 2, _LOAD_WORD: 4}
+
+
+class Network:
+    """Carries frames between hosts. ``cuts`` are the ways on which nothing passes: names of sender and receiver."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.hosts: dict[str, Host] = {}
+        self.cuts: set[tuple[str, str]] = set()
+        self.loss = self.duplication = 0.0
+        self.delay = 0.0
+
+    def passes(self, sender: str, receiver: str) -> bool:
+        """Whether frames get from one to the other, if they are not lost."""
+        ends = [self.hosts[name].is_linked for name in (sender, receiver) if name != CLIENT]
+        return (sender, receiver) not in self.cuts and all(ends)
+
+    def connects(self, one: str, other: str) -> bool:
+        """Whether they hear each other."""
+        return self.passes(one, other) and self.passes(other, one)
+
+    def send(self, sender: "Host", frame: bytes) -> None:
+        """Take a frame to all who are to hear it."""
+        if not sender.is_linked:
+            return
+        sender.hear(frame, outgoing=True)
+        for host in self.hosts.values():
+            if host is not sender and (sender.name, host.name) not in self.cuts:
+                self._carry(host, frame)
+
+    def _carry(self, host: "Host", frame: bytes) -> None:
+        random = self.world.random
+        for _ in range(1 + (random.random() < self.duplication)):
+            if random.random() >= self.loss:
+                late = _LATENCY * (0.5 + random.random()) + self.delay * random.random()
+                self.world.after(late, partial(host.hear, frame))
+
+
+def accepts(program: Sequence[Instruction], frame: bytes) -> bool:
+    """Run a filter, in classic BPF, on a frame; raises NotImplementedError for what no filter of ours used so far."""
+    at = value = 0
+    while True:
+        code, jump, otherwise, operand = program[at]
+        at += 1
+        if size := _SIZES.get(code):
+            value = int.from_bytes(frame[operand : operand + size])
+        elif code == _JUMP_EQUAL:
+            at += jump if value == operand else otherwise
+        elif code == _RETURN:
+            return operand > 0
+        else:
+            raise NotImplementedError(f"BPF instruction {code:#x}")
+
+
+class Wire:
+    """Drop-in for ``kevip.host.wire.Wire``: belongs to the interface as it is now, and is deaf when that is gone."""
+
+    def __init__(self, host: "Host", interface: str, instructions: Sequence[Instruction]) -> None:
+        if interface != host.interface or host.link == "gone":
+            raise OSError(errno.ENODEV, "No such device")
+        self._host = host
+        self._instructions = instructions
+        self._source = Source(host.world)
+        self._packets: deque[tuple[bool, bytes]] = deque()
+        host.wires.append(self)
+
+    @property
+    def mac(self) -> bytes:
+        """The interface's MAC address."""
+        return self._host.mac
+
+    def take(self, frame: bytes, *, outgoing: bool) -> None:
+        """Queue a frame, if the filter lets it through and there is room."""
+        if len(self._packets) < _ROOM and accepts(self._instructions, frame):
+            self._packets.append((outgoing, frame))
+            self._source.set()
+
+    def fileno(self) -> int:
+        """Return what to select on."""
+        return self._source.fileno()
+
+    def hear(self) -> Iterator[tuple[bool, bytes]]:
+        """Yield what came, and whether this host sent it."""
+        while self._packets:
+            yield self._packets.popleft()
+        self._source.clear()
+
+    def send(self, *, to: bytes, source: bytes, kind: int, payload: bytes) -> None:
+        """Send an Ethernet frame; raises OSError."""
+        if self._host.link != "up" or self not in self._host.wires:
+            raise OSError(errno.ENETDOWN, "Network is down")
+        self._host.network.send(self._host, to + source + struct.pack("!H", kind) + payload)
+
+    def send_ip(self, *, to: bytes, source: bytes, packet: bytes) -> None:
+        """Send an IPv4 packet in an Ethernet frame; raises OSError."""
+        self.send(to=to, source=source, kind=0x0800, payload=packet)
+
+    def close(self) -> None:
+        """Hear no more."""
+        with suppress(ValueError):
+            self._host.wires.remove(self)

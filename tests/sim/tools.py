@@ -1,0 +1,161 @@
+"""The programs that kevip runs, as far as it uses them: ip, iptables-save and -restore, conntrack; slow or failing."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from kevip.host.command import TIMEOUT, CommandError
+
+if TYPE_CHECKING:
+    from sim.host import Host
+
+Behaviour = float | Literal["fail", "hang"]
+
+USUAL: dict[str, float] = {"ip": 0.0015, "save": 0.003, "restore": 0.003, "conntrack": 0.0015}
+"""Seconds that each program takes."""
+
+_FOREVER = 2**32 - 1
+
+
+class Tools:
+    """The programs of a host; ``behaviour`` says which of them take how long, fail or hang."""
+
+    def __init__(self, host: "Host") -> None:
+        self._host = host
+        self.behaviour: dict[str, Behaviour] = {}
+        self.tables: dict[str, list[str]] = {}
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether all tables have rules of ours."""
+        return all(any(line.startswith("-A") for line in self.tables.get(table, [])) for table in _TABLES)
+
+    def flush(self) -> None:
+        """Remove all rules, as somebody does who reloads his own."""
+        self.tables.clear()
+
+    def run(self, argv: Sequence[str], *, stdin: str = "") -> str:
+        """Run a program as the process that runs now, which waits for it; raises CommandError."""
+        name = _NAMES[argv[0]]
+        behaviour = self.behaviour.get(name, USUAL[name])
+        process = self._host.world.running
+        if not process:
+            raise RuntimeError(f"nobody runs {argv}")
+        if behaviour == "fail":
+            process.sleep(USUAL[name])
+            raise CommandError(argv, 1, "it is made to fail")
+        seconds = TIMEOUT if behaviour == "hang" else float(behaviour)
+        if seconds >= TIMEOUT:
+            process.sleep(TIMEOUT)
+            raise CommandError(argv, None, f"stopped after {TIMEOUT:g} s")
+        done = list[str | CommandError]()
+        self._host.world.after(seconds, lambda: done.append(self._done(argv, stdin)))  # also if its parent is killed
+        process.sleep(seconds)
+        if isinstance(done[0], CommandError):
+            raise done[0]
+        return done[0]
+
+    def _done(self, argv: Sequence[str], stdin: str) -> str | CommandError:
+        try:
+            return self._effect(argv, stdin)
+        except CommandError as error:
+            return error
+
+    def _effect(self, argv: Sequence[str], stdin: str) -> str:
+        match argv:
+            case ["ip", "-json", "address", "show"]:
+                return json.dumps(self._addresses())
+            case ["ip", "-batch", "-"]:
+                return self._address(argv, stdin.split())
+            case ["ip", "address", *_]:
+                return self._address(argv, list(argv)[1:])
+            case ["ip", "-json", "route", "get", _]:
+                return self._route(argv)
+            case ["conntrack", "--delete", *_]:
+                return ""
+        return self._iptables(argv, stdin)
+
+    def _iptables(self, argv: Sequence[str], stdin: str) -> str:
+        match argv:
+            case [program] if program.endswith("-save"):
+                return "".join("\n".join([f"*{table}", *lines, "COMMIT\n"]) for table, lines in self.tables.items())
+            case [_, "--noflush", _]:
+                return self._restore(stdin)
+        raise NotImplementedError(argv)
+
+    def _route(self, argv: Sequence[str]) -> str:
+        if not self._host.route or self._host.link != "up":
+            raise CommandError(argv, 2, "RTNETLINK answers: Network is unreachable")
+        return json.dumps([{"dev": self._host.interface}])
+
+    def _addresses(self) -> list[dict[str, object]]:
+        host = self._host
+        if host.link == "gone":
+            return []
+        permanent = {"valid_life_time": _FOREVER, "preferred_life_time": _FOREVER}
+        addresses = [{"family": "inet", "local": str(host.address), "prefixlen": 24, **permanent}]
+        if host.lease:
+            left = {"valid_life_time": int(host.lease - host.world.now), "preferred_life_time": 0}
+            addresses.append({"family": "inet", "local": _VIP, "prefixlen": 32, **left})
+        flags = ["BROADCAST", "MULTICAST", *(["UP"] if host.link == "up" else [])]
+        flags += [] if host.carrier else ["NO-CARRIER"]
+        return [{"ifname": host.interface, "flags": flags, "link_type": "ether", "mtu": 1500, "addr_info": addresses}]
+
+    def _address(self, argv: Sequence[str], words: list[str]) -> str:
+        host, action = self._host, words[1]
+        if host.link == "gone":
+            raise CommandError(argv, 1, "Cannot find device")
+        if action == "delete":
+            if not host.lease:
+                raise CommandError(argv, 2, "RTNETLINK answers: Cannot assign requested address")
+            host.drop()
+        elif action == "add" and host.lease:
+            raise CommandError(argv, 2, "RTNETLINK answers: File exists")
+        else:
+            if not host.lease:
+                host.note("vip.held", rules=self.has_rules)
+            host.hold(float(words[words.index("valid_lft") + 1]))
+        return ""
+
+    def _restore(self, text: str) -> str:
+        lines: list[str] = []
+        for line in text.splitlines():
+            command, _, rest = line.partition(" ")
+            if line.startswith("*"):
+                lines = self.tables.setdefault(line[1:], [])
+            elif line.startswith(":"):
+                if not any(each.startswith(f"{command} ") for each in lines):
+                    lines.insert(0, f"{command} - [0:0]")
+            else:
+                _RULES[command](lines, rest)
+        self.tables = {table: lines for table, lines in self.tables.items() if lines}
+        return ""
+
+
+_VIP = "10.77.0.100"
+_TABLES = ("mangle", "filter", "nat")
+_NAMES = {
+    "ip": "ip",
+    "conntrack": "conntrack",
+    **{f"iptables-{backend}-{kind}": kind for backend in ("nft", "legacy") for kind in ("save", "restore")},
+}
+
+
+def _insert(lines: list[str], rest: str) -> None:
+    chain, _, rule = rest.partition(" ")
+    at = next((at for at, line in enumerate(lines) if line.startswith("-A")), len(lines))
+    lines.insert(at, f"-A {chain} {rule.removeprefix('1 ')}")
+
+
+def _remove(lines: list[str], *starts: str) -> None:
+    lines[:] = [line for line in lines if not line.startswith(starts)]
+
+
+_RULES: dict[str, Callable[[list[str], str], None]] = {
+    "-A": lambda lines, rest: lines.append(f"-A {rest}"),
+    "-I": _insert,
+    "-D": lambda lines, rest: lines.remove(f"-A {rest}"),
+    "-F": lambda lines, rest: _remove(lines, f"-A {rest} "),
+    "-X": lambda lines, rest: _remove(lines, f":{rest} "),
+    "COMMIT": lambda _lines, _rest: None,
+}

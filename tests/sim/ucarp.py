@@ -1,0 +1,281 @@
+"""A model of ucarp 1.5.2, along its carp.c, and of the watchdog: a drop-in for ``kevip.election.ucarp.Ucarp``."""
+
+import signal
+import struct
+from collections import deque
+from functools import partial
+from itertools import count
+from math import ceil
+from typing import TYPE_CHECKING
+
+from kevip.election.carp import GROUP, PROTOCOL, Advert, BadAdvertError, Group, Interval, build, parse
+from kevip.election.ucarp import Candidacy, Hook, Request, key
+from sim.world import Process, Source
+
+if TYPE_CHECKING:
+    from sim.host import Host
+
+_START = 0.02
+"""Seconds for exec, libpcap and what else is done before the election."""
+
+_HOOK = 0.002
+"""Seconds that a hook needs to start, and to end."""
+
+_CAPTURE = 1.004
+"""Seconds between deliveries of libpcap: a packet is that late at most."""
+
+_DEAF = 10.0
+"""Seconds between looks at the carrier, without one; it does nothing else meanwhile."""
+
+_WATCH = 5.0
+"""Seconds without a beat after which the watchdog ends ucarp."""
+
+_ARP = struct.Struct("!HHBBH6s4s6s4s")
+_MULTICAST_MAC, _CARP_MAC = bytes.fromhex("01005e000012"), bytes.fromhex("00005e0000")
+
+
+class Ucarp:
+    """A ucarp child of a host's daemon, from fork to close."""
+
+    def __init__(self, host: "Host", candidacy: Candidacy) -> None:
+        self._host, self._world = host, host.world
+        self._candidacy = candidacy
+        self._group = Group(vhid=candidacy.vip_id, vip=candidacy.vip, key=key(candidacy.password))
+        self._own = Interval(candidacy.advbase, candidacy.advskew)
+        self._limit = Interval(candidacy.advbase * candidacy.dead_ratio, candidacy.advskew)
+        self.pid = host.pid()
+        self.channel, errors, end = (Source(self._world) for _ in range(3))
+        self._errors, self._end = errors, end
+        self.stderr, self.pidfd = errors.fileno(), end.fileno()
+        self.killed = False
+        self.status: int | None = None
+        self._born = self._beaten = self._world.now
+        self._watchdog = True
+        self._requests: list[Request] = []
+        self._lines: list[str] = []
+        self._packets: deque[bytes] = deque()
+        self._tokens = count(1)
+        self._phase = self._world.random.random() * _CAPTURE
+        self._polls = self._asked = self._terminated = self._hung_up = False
+        self._master = self._deaf = False
+        self._state = ""
+        self._master_due = self._advert_due = 0.0
+        self._arps = -1
+        self.process = Process(self._world, self._main)
+        host.engines.append(self)
+        host.note("ucarp.started")
+        self._world.after(_WATCH, self._watch)
+
+    # What the daemon sees
+
+    def beat(self) -> None:
+        """Tell the watchdog that the daemon is well."""
+        self._beaten = self._world.now
+
+    def age(self) -> float:
+        """Return for how many seconds this ucarp has run."""
+        return self._world.now - self._born
+
+    def requests(self) -> list[Request]:
+        """Return what hooks have asked for."""
+        self.channel.clear()
+        requests, self._requests = self._requests, []
+        return requests
+
+    def answer(self, request: Request) -> None:
+        """Let the hook that waits go on."""
+        if self._asked and request.token == str(self._token):
+            self._asked = False
+            self.process.wake(_HOOK)
+
+    def lines(self) -> list[str]:
+        """Return what ucarp has written."""
+        self._errors.clear()
+        lines, self._lines = self._lines, []
+        return lines
+
+    def is_frozen(self) -> bool:
+        """Whether ucarp was stopped."""
+        return self.process.stopped
+
+    def terminate(self) -> None:
+        """Ask ucarp to end."""
+        self._terminated = True
+        if self._polls:
+            self.process.wake()
+
+    def kill(self) -> None:
+        """End ucarp at once."""
+        self.killed = True
+        self.die(-signal.SIGKILL)
+
+    def close(self) -> int:
+        """Return the exit status of a ucarp that has ended."""
+        self._watchdog = False
+        return self.status or 0
+
+    # What the world does to it
+
+    def die(self, status: int) -> None:
+        """End, by a signal or by itself."""
+        if self.status is None:
+            self.status = status
+            self.process.kill()
+            self._host.engines.remove(self)
+            self._host.note("ucarp.ended", status=status)
+            self._end.set()
+
+    def lose_watchdog(self) -> None:
+        """Have nobody who ends this if the daemon hangs."""
+        self._watchdog = False
+
+    def _watch(self) -> None:
+        if not self._watchdog or self.status is not None:
+            return
+        if self._world.now - self._beaten >= _WATCH:
+            self.die(-signal.SIGKILL)
+        else:
+            self._world.at(self._beaten + _WATCH, self._watch)
+
+    def take(self, frame: bytes) -> None:
+        """Get a frame through libpcap, which keeps it for a while, and drops what this ucarp has sent."""
+        if frame[12:14] == b"\x08\0" and frame[23] == PROTOCOL and frame[26:30] != self._candidacy.source.packed:
+            late = ceil((self._world.now - self._phase) / _CAPTURE) * _CAPTURE + self._phase
+            self._world.at(late, partial(self._deliver, frame))
+
+    def _deliver(self, frame: bytes) -> None:
+        self._packets.append(frame)
+        if self._polls:
+            self.process.wake()
+
+    def hang_up(self) -> None:
+        """See that the interface went down, or is gone."""
+        self._hung_up = True
+        if self._polls:
+            self.process.wake()
+
+    # What ucarp does, as in docarp
+
+    def _main(self) -> None:
+        self.process.sleep(_START)
+        self._enter_backup()
+        self._expect_master()
+        while self._host.link != "gone":
+            if not self._host.is_linked:
+                self._sleep_without_carrier()
+                continue
+            if self._deaf:
+                self._deaf = False
+                self._expect_master()
+            if self._terminated or self._poll():
+                break
+        if self._master:
+            self._hook(Hook.DOWN)
+        self.die(0)
+
+    def _sleep_without_carrier(self) -> None:
+        self._enter_backup()
+        self._deaf, self._master_due = True, 0.0
+        self.process.sleep(_DEAF)
+
+    def _poll(self) -> bool:
+        """Wait for a packet or a time, and act; say whether to end."""
+        if not self._packets and not self._hung_up:
+            self._polls = True
+            self.process.wait(max(self._advert_due or self._world.now + self._own.seconds, self._world.now + 0.001))
+            self._polls = False
+        if self._terminated:
+            return False
+        if self._hung_up:
+            self._say("[ERROR] exiting: pfds[0].revents = 8")
+            return True
+        now = self._world.now
+        if self._packets:
+            self._on_packet(self._packets.popleft(), now)
+        if self._master_due and now > self._master_due:
+            self._take_over(now)
+        if self._advert_due and self._world.now >= self._advert_due - 0.001:
+            self._advertise(self._world.now)
+        return False
+
+    def _on_packet(self, frame: bytes, now: float) -> None:
+        try:
+            advert = parse(self._group, frame[14:])
+        except BadAdvertError:
+            self._say("[WARNING] Bad digest - Check vhid, password and virtual IP address")
+            return
+        if advert and self._master:
+            self._on_rival(advert)
+        elif advert and self._candidacy.preempt and self._own < advert.interval:
+            self._take_over(now)
+            self._say("[WARNING] Putting MASTER down - preemption")
+        elif advert and self._limit < advert.interval:
+            self._take_over(now)
+            self._say("[WARNING] Putting MASTER DOWN (going to time out)")
+        elif advert:
+            self._expect_master()
+
+    def _on_rival(self, advert: Advert) -> None:
+        if (advert.interval, advert.source) < (self._own, self._candidacy.source):
+            self._advertise(self._world.now)
+            self._enter_backup()
+            self._expect_master()
+            self._say("[WARNING] Preferred master advertised: going back to BACKUP state")
+        else:
+            self._announce()
+            self._arps = 2
+            self._say("[WARNING] Non-preferred master advertising: reasserting control of VIP")
+
+    def _enter_backup(self) -> None:
+        if self._state != "BACKUP":
+            self._state = "BACKUP"
+            self._say("[WARNING] Switching to state: BACKUP")
+            self._hook(Hook.DOWN)
+            self._master, self._advert_due = False, 0.0
+
+    def _expect_master(self) -> None:
+        self._master_due = self._world.now + self._limit.seconds
+
+    def _take_over(self, now: float) -> None:
+        if self._master:
+            return
+        self._state = "MASTER"
+        self._say("[WARNING] Switching to state: MASTER")
+        self._hook(Hook.UP)
+        self._announce()
+        self._master, self._master_due = True, 0.0
+        self._advertise(now)
+        self._arps = 2
+
+    def _advertise(self, now: float) -> None:
+        """Send an advert; the next one is due an interval after a time which may be long ago by now."""
+        counter = self._world.random.getrandbits(64)
+        advert = Advert(source=self._candidacy.source, interval=self._own, counter=counter)
+        to = b"\xff" * 6 if self._candidacy.broadcast else _MULTICAST_MAC
+        frame = to + _CARP_MAC + bytes([self._group.vhid]) + b"\x08\0" + build(self._group, advert)
+        self._host.note("ucarp.advert", to=str(GROUP))
+        self._host.network.send(self._host, frame)
+        self._advert_due = now + self._own.seconds
+        self._arps -= self._arps > 0
+        if self._arps == 0:
+            self._announce()
+            self._arps = -1
+
+    def _announce(self) -> None:
+        mac, vip = self._host.mac, self._candidacy.vip.packed
+        arp = _ARP.pack(1, 0x0800, 6, 4, 1, mac, vip, b"\xff" * 6, vip)
+        self._host.network.send(self._host, b"\xff" * 6 + mac + b"\x08\x06" + arp)
+
+    def _hook(self, hook: Hook) -> None:
+        """Run a hook, and wait for the daemon's answer."""
+        self.process.sleep(_HOOK)
+        self._token = next(self._tokens)
+        self._requests.append(Request(hook, str(self._token)))
+        self._asked = True
+        self.channel.set()
+        while self._asked:
+            self.process.wait()
+
+    def _say(self, text: str) -> None:
+        self._lines.append(f"ucarp: {text}")
+        self._errors.set()
