@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import count
+from math import inf
 from typing import Literal, Protocol
 
 from kevip.health import Answer
@@ -19,6 +20,9 @@ TARGET = IPv4Address("203.0.113.10")
 
 Link = Literal["up", "down", "gone"]
 
+_SLOW = 1.0
+"""Seconds of a program, or of a turn, from which a host is not well."""
+
 _PATIENCE = 3.0
 """Seconds after which a question to TARGET without an answer has failed."""
 
@@ -26,12 +30,16 @@ _PATIENCE = 3.0
 class Kevip(Protocol):
     """What the simulation knows of a kevip on a host; ``kevip.daemon`` as it is now comes as ``sim.today``."""
 
-    role: str
-
-    def __init__(self, host: "Host", loop: Loop) -> None: ...
+    @property
+    def role(self) -> str:
+        """The role that it says it has."""
 
     def run(self) -> int:
         """Do all that kevip does from its start to its end, as a process of the host; return the exit status."""
+
+
+Start = Callable[["Host", Loop], Kevip]
+"""Makes the kevip of a host, to be run as a process that turns this loop."""
 
 
 class Host:
@@ -39,7 +47,7 @@ class Host:
 
     interface = "eth0"
 
-    def __init__(self, network: Network, number: int, kevip: type[Kevip]) -> None:
+    def __init__(self, network: Network, number: int, kevip: Start) -> None:
         self.network, self.world = network, network.world
         self.name = f"n{number}"
         self.address = IPv4Address(f"10.77.0.{10 + number}")
@@ -49,6 +57,7 @@ class Host:
         self.forwarding = self.route = self.target = True
         self.clock = 0.0
         self.lease: float | None = None
+        self.deleted = -inf
         self.tools = Tools(self)
         self.settings: dict[str, int | bool] = {}
         self.wires: list[Wire] = []
@@ -119,6 +128,12 @@ class Host:
             self.lease = None
             self.note("vip.gone", **({"why": why} if why else {}))
 
+    @property
+    def is_well(self) -> bool:
+        """Whether programs and processor are as they should be."""
+        behaviours = self.tools.behaviour.values()
+        return self.node.slowness < _SLOW and all(isinstance(each, float) and each < _SLOW for each in behaviours)
+
     def reaches_target(self) -> bool:
         """Whether this host gets an answer of TARGET."""
         return self.is_linked and self.route and self.target
@@ -127,7 +142,7 @@ class Host:
 class Node:
     """The kevip of a host as its process: started, stopped by signals, killed."""
 
-    def __init__(self, host: Host, kevip: type[Kevip]) -> None:
+    def __init__(self, host: Host, kevip: Start) -> None:
         self._host, self._kevip = host, kevip
         self.process: Process | None = None
         self.kevip: Kevip | None = None
@@ -197,12 +212,12 @@ class Node:
 
     def _end(self, status: int) -> None:
         """End the process, and with it, by the kernel's doing, its ucarps and sockets."""
-        if self.process and not self.process.dead:
-            self.process.kill()
         for engine in tuple(self._host.engines):
             engine.die(-signal.SIGKILL)
         self._host.wires.clear()
         self._host.note("daemon.ended", status=status)
+        if self.process:
+            self.process.kill()
 
 
 class Prober:

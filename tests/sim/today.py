@@ -24,6 +24,16 @@ _RUN_DIR = Path("/nonexistent")
 _IMPORTS = 0.3
 """Seconds from exec to the daemon."""
 
+DEFECTS = {
+    "common fault": "without a route to TARGET on all hosts the VIP goes round",
+    "one holder": "and then nobody has it, while all wait longer and longer",
+    "calm": "some of them until long after the route is back",
+    "held if advertised": "a program that hangs for 10 s outlasts lease and watchdog",
+    "two holders": "as long as a daemon waits for a program, it does not hear its rival",
+    "one engine": "a start that is due is not cancelled by a handover",
+}
+"""What checkers are known to find, and why."""
+
 
 class Today:
     """A ``kevip.daemon.Daemon`` on a host."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from kevip.host.command import TIMEOUT, CommandError
@@ -24,6 +25,8 @@ class Tools:
         self._host = host
         self.behaviour: dict[str, Behaviour] = {}
         self.tables: dict[str, list[str]] = {}
+        self.flushed = -inf
+        self.boot = 1
 
     @property
     def has_rules(self) -> bool:
@@ -32,13 +35,14 @@ class Tools:
 
     def flush(self) -> None:
         """Remove all rules, as somebody does who reloads his own."""
+        self.flushed = self._host.world.now
         self.tables.clear()
 
     def run(self, argv: Sequence[str], *, stdin: str = "") -> str:
         """Run a program as the process that runs now, which waits for it; raises CommandError."""
         name = _NAMES[argv[0]]
         behaviour = self.behaviour.get(name, USUAL[name])
-        process = self._host.world.running
+        process, boot = self._host.world.running, self.boot
         if not process:
             raise RuntimeError(f"nobody runs {argv}")
         if behaviour == "fail":
@@ -49,15 +53,15 @@ class Tools:
             process.sleep(TIMEOUT)
             raise CommandError(argv, None, f"stopped after {TIMEOUT:g} s")
         done = list[str | CommandError]()
-        self._host.world.after(seconds, lambda: done.append(self._done(argv, stdin)))  # also if its parent is killed
+        self._host.world.after(seconds, lambda: done.append(self._done(argv, stdin, boot)))  # also if kevip is killed
         process.sleep(seconds)
         if isinstance(done[0], CommandError):
             raise done[0]
         return done[0]
 
-    def _done(self, argv: Sequence[str], stdin: str) -> str | CommandError:
+    def _done(self, argv: Sequence[str], stdin: str, boot: int) -> str | CommandError:
         try:
-            return self._effect(argv, stdin)
+            return self._effect(argv, stdin) if boot == self.boot else ""
         except CommandError as error:
             return error
 
@@ -80,7 +84,7 @@ class Tools:
             case [program] if program.endswith("-save"):
                 return "".join("\n".join([f"*{table}", *lines, "COMMIT\n"]) for table, lines in self.tables.items())
             case [_, "--noflush", _]:
-                return self._restore(stdin)
+                return self._restore(argv, stdin)
         raise NotImplementedError(argv)
 
     def _route(self, argv: Sequence[str]) -> str:
@@ -117,18 +121,20 @@ class Tools:
             host.hold(float(words[words.index("valid_lft") + 1]))
         return ""
 
-    def _restore(self, text: str) -> str:
-        lines: list[str] = []
-        for line in text.splitlines():
-            command, _, rest = line.partition(" ")
-            if line.startswith("*"):
-                lines = self.tables.setdefault(line[1:], [])
-            elif line.startswith(":"):
-                if not any(each.startswith(f"{command} ") for each in lines):
-                    lines.insert(0, f"{command} - [0:0]")
-            else:
-                _RULES[command](lines, rest)
-        self.tables = {table: lines for table, lines in self.tables.items() if lines}
+    def _restore(self, argv: Sequence[str], text: str) -> str:
+        """Do what the text says, a table at a time, or nothing of that."""
+        for block in filter(None, text.split("COMMIT\n")):
+            head, *commands = block.splitlines()
+            lines = list(self.tables.get(head[1:], []))
+            for each in commands:
+                command, _, rest = each.partition(" ")
+                try:
+                    _RULES[command[0] if each.startswith(":") else command](lines, each if each[0] == ":" else rest)
+                except ValueError:
+                    raise CommandError(argv, 1, f"Bad rule (does a matching rule exist?): {each}") from None
+            self.tables[head[1:]] = lines
+            if not lines:
+                del self.tables[head[1:]]
         return ""
 
 
@@ -147,15 +153,20 @@ def _insert(lines: list[str], rest: str) -> None:
     lines.insert(at, f"-A {chain} {rule.removeprefix('1 ')}")
 
 
+def _declare(lines: list[str], chain: str) -> None:
+    if chain not in lines:
+        lines.insert(0, chain)
+
+
 def _remove(lines: list[str], *starts: str) -> None:
     lines[:] = [line for line in lines if not line.startswith(starts)]
 
 
 _RULES: dict[str, Callable[[list[str], str], None]] = {
+    ":": _declare,
     "-A": lambda lines, rest: lines.append(f"-A {rest}"),
     "-I": _insert,
     "-D": lambda lines, rest: lines.remove(f"-A {rest}"),
     "-F": lambda lines, rest: _remove(lines, f"-A {rest} "),
     "-X": lambda lines, rest: _remove(lines, f":{rest} "),
-    "COMMIT": lambda _lines, _rest: None,
 }

@@ -132,7 +132,7 @@ class Ucarp:
     def _watch(self) -> None:
         if not self._watchdog or self.status is not None:
             return
-        if self._world.now - self._beaten >= _WATCH:
+        if self._world.now >= self._beaten + _WATCH:
             self.die(-signal.SIGKILL)
         else:
             self._world.at(self._beaten + _WATCH, self._watch)

@@ -17,6 +17,10 @@ _ENDLESS = 20_000
 """Events at one time after which time is taken to stand still."""
 
 
+_UNTOLD = {"hint", "interface", "ms", "check"}
+"""Fields that say nothing new, or change with each wording."""
+
+
 class Killed(BaseException):
     """Unwinds a process that was killed; whatever it does meanwhile has no effect."""
 
@@ -29,6 +33,10 @@ class Note:
     host: str
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        told = [f"{name}={_plain(value)}" for name, value in self.fields.items() if name not in _UNTOLD]
+        return " ".join([f"{self.time:.2f}", self.host, self.event, *told])
 
 
 class World:
@@ -67,6 +75,8 @@ class World:
 
     def note(self, host: str, event: str, **fields: object) -> None:
         """Tell all observers what happened."""
+        if self.running and self.running.dead:
+            return
         note = Note(self.now - BOOT, host, event, fields)
         for each in self.observers:
             each(note)
@@ -178,3 +188,8 @@ class Process:
             self.world.running = self
             self._greenlet.throw(Killed)
             self.world.running = None
+
+
+def _plain(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"({text})" if " " in text else text

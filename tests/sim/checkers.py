@@ -1,0 +1,250 @@
+"""What must hold whatever happens: each checker looks at all that is noted, and several times a second."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kevip.host.address import LEASE
+from sim.world import Note
+
+if TYPE_CHECKING:
+    from sim.course import Course
+    from sim.host import Host
+
+_TOGETHER = 4.0
+"""Seconds for which two holders that hear each other may last."""
+
+_GRACE = 0.5
+"""Seconds by which things may be late: programs take time, and looks are rare."""
+
+_REPAIR = 5.0
+"""Seconds that a repair may take."""
+
+_JOINING = 20.0
+"""Seconds after which a host that said nothing else has to stand for election again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a checker saw that must not be."""
+
+    time: float
+    checker: str
+    text: str
+
+
+class Checker:
+    """Sees what happens, and tells the course what must not."""
+
+    name: ClassVar[str]
+
+    def __init__(self, course: "Course") -> None:
+        self.course = course
+
+    @property
+    def now(self) -> float:
+        """The time."""
+        return self.course.world.now
+
+    def noted(self, note: Note, host: "Host") -> None:
+        """See something happen at a host."""
+
+    def looked(self) -> None:
+        """See how things are."""
+
+    def fail(self, text: str) -> None:
+        """Say what is wrong."""
+        self.course.fail(self.name, text)
+
+
+class OneHolder(Checker):
+    """Of hosts that hear each other exactly one has the VIP, if one of them could serve."""
+
+    name = "one holder"
+
+    def looked(self) -> None:
+        course = self.course
+        if course.is_calm and course.is_whole() and course.able():
+            holders = [host.name for host in course.visible() if host.holds]
+            if len(holders) != 1:
+                self.fail(f"{' and '.join(holders) or 'nobody'} has the VIP")
+
+
+class RulesFirst(Checker):
+    """The rules are there before the address is."""
+
+    name = "rules first"
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if note.event == "vip.held" and not note.fields["rules"] and self.now - host.tools.flushed > _REPAIR:
+            self.fail(f"{note.host} has the VIP and no rules")
+
+
+class HeldIfAdvertised(Checker):
+    """Nobody advertises, as master, what he does not hold."""
+
+    name = "held if advertised"
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if note.event == "ucarp.advert" and not host.holds and self.now - host.deleted > _REPAIR:
+            self.fail(f"{note.host} advertises without the VIP")
+
+
+class OneEngine(Checker):
+    """A host has one ucarp at most."""
+
+    name = "one engine"
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if len(host.engines) > 1:
+            self.fail(f"{note.host} has {len(host.engines)} ucarps")
+
+
+class Standing(Checker):
+    """A host that can stands for election, unless it said that it does so later."""
+
+    name = "standing"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._due: dict[str, float] = {}
+
+    def noted(self, note: Note, host: "Host") -> None:
+        seconds = note.fields.get("retry_seconds", 0.0)
+        self._due[host.name] = max(self._due.get(host.name, 0.0), self.now + _JOINING + float(str(seconds)))
+
+    def looked(self) -> None:
+        able = self.course.able()
+        for host in self.course.hosts:
+            if host not in able or host.engines:
+                self._due[host.name] = max(self._due.get(host.name, 0.0), self.now + _JOINING)
+            elif self.now > self._due.setdefault(host.name, self.now + _JOINING):
+                self.fail(f"{host.name} does not stand for election")
+
+
+class CalmHolder(Checker):
+    """The VIP stays where it is in the calm."""
+
+    name = "calm"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._was_calm = False
+
+    def looked(self) -> None:
+        self._was_calm = self.course.is_calm and not self.course.all_suffer()
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if note.event == "vip.held" and self._was_calm and self.course.is_calm and host in self.course.visible():
+            self.fail(f"{host.name} takes the VIP without need")
+
+
+class CommonFault(Checker):
+    """Where all hosts suffer the same, the VIP does not go round."""
+
+    name = "common fault"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._moves: int | None = None
+
+    def looked(self) -> None:
+        if not self.course.all_suffer():
+            self._moves = None
+        elif self._moves is None:
+            self._moves = 0
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if note.event == "vip.held" and self._moves is not None:
+            self._moves += 1
+            if self._moves > 2:
+                self.fail(f"the VIP moves to {host.name}, for the third time")
+
+
+class Stop(Checker):
+    """A stop, in the calm, lets go only when a peer serves."""
+
+    name = "stop"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._stopped: Host | None = None
+        self._disturbed = 0.0
+
+    def noted(self, note: Note, host: "Host") -> None:
+        course = self.course
+        if note.event == "fault.stop":
+            peers = [peer for peer in course.able() if peer is not host and peer.reaches_target() and peer.engines]
+            calm = note.fields["calm"] and course.is_whole() and host.is_well
+            self._stopped = host if host.holds and peers and calm else None
+            self._disturbed = course.disturbed
+        if note.event == "vip.gone" and host is self._stopped and course.disturbed == self._disturbed:
+            self._stopped = None
+            if not any(peer.serves for peer in course.visible()):
+                self.fail(f"{host.name} lets go and nobody serves")
+
+
+class TwoHolders(Checker):
+    """Two live holders that hear each other agree soon on one."""
+
+    name = "two holders"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._since: dict[tuple[str, str], float] = {}
+
+    def looked(self) -> None:
+        network = self.course.network
+        holders = [host.name for host in self.course.hosts if host.holds and host.node.is_live]
+        pairs = [(one, other) for one in holders for other in holders if one < other and network.connects(one, other)]
+        self._since = {pair: self._since.get(pair, self.now) for pair in pairs} if not network.loss else {}
+        for (one, other), since in self._since.items():
+            if self.now - since > _TOGETHER:
+                self.fail(f"{one} and {other} have the VIP for {self.now - since:.1f} s")
+
+
+class DeadHolder(Checker):
+    """A host whose daemon is gone, or stopped, loses the VIP when its lease ends."""
+
+    name = "dead holder"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._since: dict[str, float] = {}
+
+    def looked(self) -> None:
+        dead = [host.name for host in self.course.hosts if host.holds and not (host.node.is_live or host.node.stopping)]
+        self._since = {name: self._since.get(name, self.now) for name in dead}
+        for name, since in self._since.items():
+            if self.now - since > LEASE + _GRACE:
+                self.fail(f"{name}, which is dead, has the VIP for {self.now - since:.1f} s")
+
+
+class NothingLeft(Checker):
+    """A stop ends with 0, and leaves nothing behind."""
+
+    name = "nothing left"
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if note.event != "daemon.ended" or not host.node.stopping or note.fields["status"] == -9 or not host.is_well:
+            return
+        left = {"the VIP": host.holds, "rules": bool(host.tools.tables), "a ucarp": bool(host.engines)}
+        if found := [what for what, is_left in left.items() if is_left]:
+            self.fail(f"{' and '.join(found)} on {host.name} after a stop")
+        if note.fields["status"]:
+            self.fail(f"{host.name} stops with {note.fields['status']}")
+
+
+class NoCrash(Checker):
+    """A daemon does not end by an error that is none of its own."""
+
+    name = "crash"
+
+    def noted(self, note: Note, host: "Host") -> None:
+        if note.event == "daemon.crashed":
+            self.fail(f"{host.name}: {note.fields['error']}")
+
+
+CHECKERS: tuple[type[Checker], ...] = (
+    OneHolder, RulesFirst, HeldIfAdvertised, OneEngine, Standing, CalmHolder, CommonFault, Stop, TwoHolders, DeadHolder,
+    NothingLeft, NoCrash,
+)  # fmt: skip

@@ -1,0 +1,232 @@
+"""What can be done to a course of events, and asked of it, as lines of text: those of schedules and of scenarios."""
+
+import operator
+import re
+import signal
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Address
+from itertools import product
+from typing import get_args
+
+from sim.course import Course
+from sim.host import Host, Link
+from sim.network import CLIENT
+from sim.tools import USUAL
+
+Words = list[str]
+
+
+def do(course: Course, line: str) -> list[str]:
+    """Do what a line says, and return what is not as expected; raises LookupError, ValueError."""
+    verb, *words = line.split()
+    match verb:
+        case "run":
+            course.world.run(seconds(words[0]))
+        case "mark":
+            course.mark()
+        case "expect":
+            return list(filter(None, [_EXPECT[words[0]](course, words)]))
+        case _:
+            _fault(course, verb, words)
+    return []
+
+
+def seconds(text: str) -> float:
+    """Parse a duration: ``3s``, ``200ms``."""
+    return float(text.removesuffix("ms")) / 1000 if text.endswith("ms") else float(text.removesuffix("s"))
+
+
+def _fault(course: Course, verb: str, words: Words) -> None:
+    was_calm = course.is_calm
+    course.disturbed = course.world.now
+    if verb in _NETWORK:
+        _NETWORK[verb](course, words)
+    else:
+        for host in _hosts(course, words[0]):
+            if verb == "stop":
+                host.note("fault.stop", calm=was_calm)
+            _HOST[verb](host, words[1:])
+    course.look()
+
+
+def _hosts(course: Course, text: str) -> list[Host]:
+    return course.hosts if text == "all" else [course.network.hosts[name] for name in text.split(",")]
+
+
+# What is done to the network
+
+
+def _hosts_are(course: Course, words: Words) -> None:
+    """``hosts 3 advskew=1,9 check``: make them, with settings of kevip's, and start kevip on each."""
+    number = int(words[0])
+    course.add(number)
+    settings = {name: value for name, _, value in (word.partition("=") for word in words[1:])}
+    for at, host in enumerate(course.hosts):
+        host.settings["advskew"] = 1 + 10 * at % 250
+        for name, value in settings.items():
+            values = value.split(",")
+            host.settings[name] = not value or int(values[min(at, len(values) - 1)])
+        host.node.start()
+
+
+def _cut(course: Course, words: Words) -> None:
+    """``cut n1``, ``cut n1 n2``, ``cut n1 > n2``, ``cut n1 n2 | n3``: both ways, with all or one; one way; in parts."""
+    text, everybody = " ".join(words), [*course.network.hosts, CLIENT]
+    if ">" in text:
+        course.network.cuts.add((words[0], words[2]))
+        return
+    some, _, others = (text if "|" in text else text.replace(" ", "|")).partition("|")
+    for one, other in product(some.split(), others.split() or everybody):
+        if one != other:
+            course.network.cuts |= {(one, other), (other, one)}
+
+
+def _mend(course: Course, words: Words) -> None:
+    course.network.cuts = {ends for ends in course.network.cuts if words and not set(words) & set(ends)}
+
+
+def _set(name: str, course: Course, words: Words) -> None:
+    [value] = words
+    setattr(course.network, name, float(value[:-1]) / 100 if value.endswith("%") else seconds(value))
+
+
+_NETWORK: dict[str, Callable[[Course, Words], None]] = {
+    "hosts": _hosts_are,
+    "cut": _cut,
+    "mend": _mend,
+    "loss": partial(_set, "loss"),
+    "delay": partial(_set, "delay"),
+    "duplication": partial(_set, "duplication"),
+}
+
+# What is done to a host
+
+
+def _start(host: Host, _words: Words) -> None:
+    host.node.start()
+
+
+def _signal(number: signal.Signals, host: Host, words: Words) -> None:
+    """Send a signal to kevip, or to its ucarp, or end the watchdog of that."""
+    if not words:
+        host.node.send(number)
+    for engine in tuple(host.engines) if words else ():
+        if words == ["watchdog"]:
+            engine.lose_watchdog()
+        elif number == signal.SIGKILL:
+            engine.die(-number)
+        elif number == signal.SIGSTOP:
+            engine.process.stop()
+        else:
+            engine.process.carry_on()
+
+
+def _crash(host: Host, _words: Words) -> None:
+    host.node.send(signal.SIGKILL)
+    host.tools.boot += 1
+    host.tools.tables.clear()
+    host.drop()
+
+
+def _link(host: Host, words: Words) -> None:
+    [link] = [each for each in get_args(Link) if each == words[0]]
+    host.set_link(link)
+
+
+def _tools(host: Host, words: Words) -> None:
+    """``tools n1 save=6s ip=fail``, ``tools n1 all=hang``, ``tools n1 well``."""
+    host.tools.behaviour.clear()
+    for word in words if words != ["well"] else []:
+        name, value = word.split("=")
+        for each in USUAL if name == "all" else [name]:
+            host.tools.behaviour[each] = "fail" if value == "fail" else "hang" if value == "hang" else seconds(value)
+
+
+def _turn(name: str, host: Host, words: Words) -> None:
+    setattr(host, name, {"on": True, "back": True, "off": False, "gone": False}[words[0]])
+
+
+def _delete(host: Host, _words: Words) -> None:
+    host.deleted = host.world.now
+    host.drop("deleted by hand")
+
+
+def _step(host: Host, words: Words) -> None:
+    host.clock += seconds(words[0])
+
+
+def _renumber(host: Host, words: Words) -> None:
+    host.address = IPv4Address(words[0])
+
+
+_HOST: dict[str, Callable[[Host, Words], None]] = {
+    "start": _start,
+    "stop": partial(_signal, signal.SIGTERM),
+    "kill": partial(_signal, signal.SIGKILL),
+    "freeze": partial(_signal, signal.SIGSTOP),
+    "thaw": partial(_signal, signal.SIGCONT),
+    "crash": _crash,
+    "link": _link,
+    "carrier": partial(_turn, "carrier"),
+    "route": partial(_turn, "route"),
+    "target": partial(_turn, "target"),
+    "forwarding": partial(_turn, "forwarding"),
+    "tools": _tools,
+    "flush": lambda host, _words: host.tools.flush(),
+    "delete": _delete,
+    "clock": _step,
+    "starve": lambda host, words: host.node.starve(seconds(words[0])),
+    "renumber": _renumber,
+}
+
+# What is expected
+
+_COMPARE = {"<": operator.lt, "<=": operator.le, "=": operator.eq, ">=": operator.ge, ">": operator.gt}
+
+
+def _holders(course: Course, words: Words) -> str:
+    """``expect one holder``, ``expect no holder``."""
+    found = [host.name for host in course.hosts if host.holds]
+    return "" if len(found) == {"one": 1, "no": 0}[words[0]] else f"{' and '.join(found) or 'nobody'} has the VIP"
+
+
+def _holder(course: Course, words: Words) -> str:
+    return "" if course.network.hosts[words[1]].holds else f"{words[1]} has not the VIP"
+
+
+def _seen(course: Course, words: Words) -> str:
+    """``expect outage < 4s``, ``expect moves <= 2``: since the mark."""
+    what, comparison, bound = words
+    course.look()
+    value = float(getattr(course.seen, what))
+    return "" if _COMPARE[comparison](value, seconds(bound)) else f"{what} {value:.2f}"
+
+
+def _role(course: Course, words: Words) -> str:
+    role = course.network.hosts[words[1]].node.role
+    return "" if role == words[2] else f"{words[1]} is {role}"
+
+
+def _clean(course: Course, words: Words) -> str:
+    host = course.network.hosts[words[1]]
+    return f"{words[1]} is not clean" if host.holds or host.tools.tables or host.engines else ""
+
+
+def _logged(course: Course, words: Words) -> str:
+    """``expect logged PATTERN``, ``expect unlogged PATTERN``: since the mark."""
+    found = [line for note in course.notes[course.marked :] if re.search(" ".join(words[1:]), line := str(note))]
+    if bool(found) == (words[0] == "logged"):
+        return ""
+    return f"logged: {found[0]}" if found else "not logged"
+
+
+_EXPECT: dict[str, Callable[[Course, Words], str]] = {
+    "one": _holders,
+    "no": _holders,
+    "holder": _holder,
+    **dict.fromkeys(("outage", "moves", "holders", "engines"), _seen),
+    "role": _role,
+    "clean": _clean,
+    **dict.fromkeys(("logged", "unlogged"), _logged),
+}

@@ -1,0 +1,135 @@
+"""A course of events: hosts with their kevips, what is done to them, what is seen of them, and what must not be."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sim.checkers import CHECKERS, Failure
+from sim.host import Host, Start
+from sim.network import CLIENT, Network
+from sim.today import Today, patched
+from sim.world import BOOT, Note, World
+
+SETTLING = 15.0
+"""Seconds after the last fault in which all has to be well again."""
+
+_LOOK = 0.25
+"""Seconds between looks at what lasts."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was seen since a mark: seconds without service, changes of the holder, most holders and ucarps at once."""
+
+    outage: float = 0.0
+    moves: int = 0
+    holders: int = 0
+    engines: int = 0
+
+
+class Course:
+    """What happens in one world. ``disturbed`` is when something was done to it last."""
+
+    def __init__(self, seed: int, kevip: Start = Today) -> None:
+        self.world = World(seed)
+        self.network = Network(self.world)
+        self.kevip = kevip
+        self.disturbed = self.world.now
+        self.notes: list[Note] = []
+        self.marked = 0
+        self.failures: list[Failure] = []
+        self.seen = Seen()
+        self._since: float | None = None
+        self._holder = ""
+        self._checkers = [kind(self) for kind in CHECKERS]
+        self.world.observers.append(self._noted)
+        self.world.after(_LOOK, self._look)
+
+    @property
+    def hosts(self) -> list[Host]:
+        """All hosts."""
+        return list(self.network.hosts.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return self.world.now - BOOT
+
+    def add(self, number: int) -> None:
+        """Add hosts, with nothing on them that runs."""
+        for each in range(1, number + 1):
+            Host(self.network, each, self.kevip)
+
+    def mark(self) -> None:
+        """Begin to count anew."""
+        self.seen, self.marked = Seen(), len(self.notes)
+        self._since = self.world.now if self._since is not None else None
+        self.look()
+
+    def look(self) -> None:
+        """See who serves, and who has the VIP."""
+        seen, holders = self.seen, [host for host in self.hosts if host.holds]
+        serving = any(host.serves and self.network.connects(CLIENT, host.name) for host in holders)
+        if self._since is not None:
+            seen.outage = max(seen.outage, self.world.now - self._since)
+        self._since = None if serving else self._since if self._since is not None else self.world.now
+        seen.holders = max(seen.holders, len(holders))
+        seen.engines = max([seen.engines, *(len(host.engines) for host in self.hosts)])
+
+    def fail(self, checker: str, text: str) -> None:
+        """Note that something is as it must not be, the first time that a checker says so."""
+        if all(each.checker != checker for each in self.failures):
+            self.failures.append(Failure(self.elapsed, checker, text))
+
+    def _noted(self, note: Note) -> None:
+        self.notes.append(note)
+        if note.event == "vip.held":
+            self.seen.moves += self._holder not in ("", note.host)
+            self._holder = note.host
+        self.look()
+        for each in self._checkers:
+            each.noted(note, self.network.hosts[note.host])
+
+    def _look(self) -> None:
+        self.world.after(_LOOK, self._look)
+        self.look()
+        for each in self._checkers:
+            each.looked()
+
+    # What can be said of hosts
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the last fault is long enough ago, and none that lasts makes chance rule."""
+        lossy = self.network.loss or self.network.delay > _LOOK
+        return self.world.now - self.disturbed > SETTLING and not lossy
+
+    def visible(self) -> list[Host]:
+        """Return the hosts that clients reach."""
+        return [host for host in self.hosts if self.network.connects(CLIENT, host.name)]
+
+    def able(self) -> list[Host]:
+        """Return the hosts that clients reach and that could serve, if they reached TARGET."""
+        return [host for host in self.visible() if host.node.is_live and host.is_linked and host.is_well]
+
+    def is_whole(self) -> bool:
+        """Whether all hosts that clients reach hear each other."""
+        names = [host.name for host in self.visible()]
+        return all(self.network.passes(one, other) for one in names for other in names if one != other)
+
+    def all_suffer(self) -> bool:
+        """Whether no host reaches TARGET that could serve otherwise."""
+        able = self.able()
+        return bool(able) and not any(host.reaches_target() for host in able)
+
+
+@contextmanager
+def course(seed: int, kevip: Start = Today) -> Iterator[Course]:
+    """Give a new course of events, and end its processes at the end."""
+    made = Course(seed, kevip)
+    with patched(made.network):
+        try:
+            yield made
+        finally:
+            made.world.observers.clear()
+            made.world.close()

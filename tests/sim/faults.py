@@ -1,0 +1,169 @@
+"""Schedules of faults by chance, from a seed, and the shortest part of one that shows the same failure."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from sim.checkers import Failure
+from sim.commands import do
+from sim.course import SETTLING, course
+
+_WARM = 12.0
+"""Seconds until the first fault, in most schedules."""
+
+_CALM = 12.0
+"""Seconds that are looked at when all should be well again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is done at a time, and something that ends it at another; seconds since the beginning."""
+
+    begin: float
+    end: float
+    does: str
+    undoes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The hosts, and what is done to them; ``str`` gives it as a scenario."""
+
+    seed: int
+    hosts: str
+    faults: tuple[Fault, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield what is done, as lines of commands."""
+        yield self.hosts
+        now = 0.0
+        for at, what in sorted(self._times(), key=lambda each: each[0]):
+            if at > now:
+                yield f"run {at - now:.2f}s"
+                now = at
+            yield what
+        yield f"run {SETTLING + _CALM:g}s"
+
+    def _times(self) -> Iterator[tuple[float, str]]:
+        for fault in self.faults:
+            yield fault.begin, fault.does
+            if fault.undoes:
+                yield fault.end, fault.undoes
+
+    def __str__(self) -> str:
+        return "\n".join([f"seed {self.seed}", *self.lines()])
+
+
+def failures(schedule: Schedule) -> list[Failure]:
+    """Run a schedule and return what must not have been."""
+    with course(schedule.seed) as made:
+        for line in schedule.lines():
+            do(made, line)
+        return made.failures
+
+
+def shortest(schedule: Schedule, checker: str) -> Schedule:
+    """Leave out faults for as long as the checker still fails."""
+    for number in range(len(schedule.faults)):
+        rest = schedule.faults[:number] + schedule.faults[number + 1 :]
+        shorter = replace(schedule, faults=rest)
+        if any(each.checker == checker for each in failures(shorter)):
+            return shortest(shorter, checker)
+    return schedule
+
+
+# Faults by chance
+
+_Make = Callable[[Random, str, Sequence[str]], tuple[str, str]]
+
+
+def _simple(does: str, undoes: str = "") -> _Make:
+    return lambda _random, name, _all: (does.format(name), undoes.format(name))
+
+
+def _cut(random: Random, name: str, names: Sequence[str]) -> tuple[str, str]:
+    other = random.choice([each for each in names if each != name])
+    ways = [name, f"{name} {other}", f"{name} > {other}", f"{name} {other} | {names[0]}", f"{name} > client"]
+    return f"cut {random.choice(ways)}", "mend"
+
+
+def _network(random: Random, _name: str, _names: Sequence[str]) -> tuple[str, str]:
+    what, values = random.choice(
+        [("loss", ["10%", "30%", "60%"]), ("delay", ["50ms", "500ms", "1500ms"]), ("duplication", ["30%"])]
+    )
+    return f"{what} {random.choice(values)}", f"{what} 0s"
+
+
+def _tools(random: Random, name: str, _names: Sequence[str]) -> tuple[str, str]:
+    program = random.choice(["save", "restore", "ip", "conntrack", "all"])
+    how = random.choice(["fail", "hang", "200ms", "1s", "2500ms", "6s"])
+    return f"tools {name} {program}={how}", f"tools {name} well"
+
+
+def _starve(random: Random, name: str, _names: Sequence[str]) -> tuple[str, str]:
+    return f"starve {name} {random.choice(['100ms', '700ms', '3s'])}", f"starve {name} 0s"
+
+
+def _clock(random: Random, name: str, _names: Sequence[str]) -> tuple[str, str]:
+    return f"clock {name} {random.choice(['3600s', '-3600s', '-5s'])}", ""
+
+
+def _renumber(_random: Random, name: str, _names: Sequence[str]) -> tuple[str, str]:
+    return f"renumber {name} 10.77.0.9{name[1:]}", ""
+
+
+_KINDS: tuple[tuple[int, _Make], ...] = (
+    (3, _simple("kill {}", "start {}")),
+    (3, _simple("crash {}", "start {}")),
+    (3, _simple("stop {}", "start {}")),
+    (3, _simple("freeze {}", "thaw {}")),
+    (3, _simple("kill {} ucarp")),
+    (2, _simple("freeze {} ucarp", "thaw {} ucarp")),
+    (1, _simple("kill {} watchdog")),
+    (4, _cut),
+    (3, _simple("carrier {} off", "carrier {} on")),
+    (2, _simple("link {} down", "link {} up")),
+    (1, _simple("link {} gone", "link {} up")),
+    (3, _network),
+    (4, _tools),
+    (2, _starve),
+    (2, _simple("route {} gone", "route {} back")),
+    (1, _simple("target {} gone", "target {} back")),
+    (1, _simple("route all gone", "route all back")),
+    (1, _simple("target all gone", "target all back")),
+    (1, _simple("flush {}")),
+    (1, _simple("delete {}")),
+    (1, _simple("forwarding {} off")),
+    (1, _clock),
+    (1, _renumber),
+)
+
+
+def schedule(seed: int, hosts: int | None = None) -> Schedule:
+    """Return the schedule of a seed."""
+    random = Random(seed)
+    number = hosts or random.choice([3, 3, 5])
+    names = [f"n{each}" for each in range(1, number + 1)]
+    skews = ",".join(str(random.randint(1, 25)) for _ in names)
+    switches = [word for word, chance in (("check", 0.4), ("preempt", 0.1)) if random.random() < chance]
+    start = " ".join(["hosts", str(number), f"advskew={skews}", *switches])
+    if random.random() < 0.1:
+        what = random.choice(["route", "target"])
+        common = Fault(_WARM, _WARM + random.uniform(20, 150), f"{what} all gone", f"{what} all back")
+        return Schedule(seed, start, (common,))
+    early = random.random() < 0.15
+    faults = [_fault(random, random.choice(names), names, random.uniform(0 if early else _WARM, 50))]
+    for _ in range(random.randint(0, 6)):
+        near = random.random() < 0.5
+        name = faults[-1].does.split()[1] if near and "n" in faults[-1].does.split()[1] else random.choice(names)
+        begin = faults[-1].begin + random.uniform(0, 5) if near else random.uniform(0 if early else _WARM, 50)
+        faults.append(_fault(random, name, names, begin))
+    return Schedule(seed, start, tuple(sorted(faults, key=lambda fault: fault.begin)))
+
+
+def _fault(random: Random, name: str, names: Sequence[str], begin: float) -> Fault:
+    [(_, make)] = random.choices(_KINDS, [weight for weight, _ in _KINDS])
+    does, undoes = make(random, name, names)
+    return Fault(
+        round(begin, 2), round(begin + random.choice([0.5, 3, 8, 20]) * random.uniform(0.5, 1.5), 2), does, undoes
+    )

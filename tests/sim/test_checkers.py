@@ -1,0 +1,192 @@
+"""Each checker on a planted fault: puppets in kevip's place, that do what a daemon must not."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from kevip.election.ucarp import Candidacy
+from sim.checkers import CHECKERS, Checker
+from sim.commands import do
+from sim.course import Course, course
+from sim.host import VIP, Host
+from sim.loop import Loop
+from sim.ucarp import Ucarp
+
+
+class Puppet:
+    """A kevip that does nothing of its own, and ends when it is told to, with ``status``; as it is, that is clean."""
+
+    role = "backup"
+    status = 0
+
+    def __init__(self, host: Host, loop: Loop) -> None:
+        self.host, self._loop = host, loop
+        self.stops = False
+
+    def run(self) -> int:
+        """Wait for a signal."""
+        with self._loop.signals({signal.SIGTERM: self._stop}):
+            while not self.stops:
+                self._loop.turn()
+        return self.status
+
+    def _stop(self, _number: signal.Signals) -> None:
+        self.stops = True
+        self.host.drop()
+
+    def elect(self) -> None:
+        """Start a ucarp, and let it do as it likes."""
+        host = self.host
+        candidacy = Candidacy(
+            vip=VIP, vip_id=100, interface="eth0", source=host.address, password="", advbase=1, advskew=1, dead_ratio=3,
+            preempt=False, broadcast=False,
+        )  # fmt: skip
+        ucarp = Ucarp(host, candidacy)
+
+        def answer() -> None:
+            for request in ucarp.requests():
+                ucarp.answer(request)
+
+        self._loop.watch(ucarp.channel, answer)
+
+
+def puppets(made: Course) -> list[Puppet]:
+    return [host.node.kevip for host in made.hosts if isinstance(host.node.kevip, Puppet)]
+
+
+def take(host: Host, *, seconds: float = 1000, rules: bool = True) -> None:
+    for table in ("mangle", "filter", "nat") if rules else ():
+        host.tools.tables[table] = ["-A PREROUTING"]
+    host.note("vip.held", rules=host.tools.has_rules)
+    host.hold(seconds)
+
+
+def nobody_takes_it(made: Course) -> None:
+    made.world.run(20)
+
+
+def no_rules(made: Course) -> None:
+    take(made.hosts[0], rules=False)
+
+
+def any_hook_is_answered(made: Course) -> None:
+    puppets(made)[0].elect()
+    made.world.run(10)
+
+
+def two_ucarps(made: Course) -> None:
+    puppets(made)[0].elect()
+    puppets(made)[0].elect()
+
+
+def no_ucarp(made: Course) -> None:
+    take(made.hosts[0])
+    made.world.run(30)
+
+
+def a_whim(made: Course) -> None:
+    take(made.hosts[0])
+    made.world.run(20)
+    made.hosts[0].drop()
+    take(made.hosts[1])
+
+
+def round_and_round(made: Course) -> None:
+    do(made, "target all gone")
+    for host in (*made.hosts, made.hosts[0]):
+        made.world.run(5)
+        take(host)
+        made.world.run(1)
+        host.drop()
+
+
+def a_stop_in_the_dark(made: Course) -> None:
+    take(made.hosts[0])
+    made.world.run(20)
+    puppets(made)[1].elect()
+    do(made, "stop n1")
+    made.world.run(1)
+
+
+def both(made: Course) -> None:
+    take(made.hosts[0])
+    take(made.hosts[1])
+    made.world.run(5)
+
+
+def no_lease(made: Course) -> None:
+    take(made.hosts[0])
+    do(made, "kill n1")
+    made.world.run(10)
+
+
+def rules_stay(made: Course) -> None:
+    take(made.hosts[0])
+    do(made, "stop n1")
+    made.world.run(1)
+
+
+def a_bug(made: Course) -> None:
+    def turn() -> None:
+        raise LookupError("a bug")
+
+    if process := made.hosts[0].node.process:
+        loop = made.hosts[0].node.loop
+        assert loop
+        loop.after(0, turn)
+        process.wake()
+        made.world.run(1)
+
+
+PLANTED: dict[str, Callable[[Course], None]] = {
+    "one holder": nobody_takes_it,
+    "rules first": no_rules,
+    "held if advertised": any_hook_is_answered,
+    "one engine": two_ucarps,
+    "standing": no_ucarp,
+    "calm": a_whim,
+    "common fault": round_and_round,
+    "stop": a_stop_in_the_dark,
+    "two holders": both,
+    "dead holder": no_lease,
+    "nothing left": rules_stay,
+    "crash": a_bug,
+}
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_planted_fault_is_seen(checker: type[Checker]) -> None:
+    with course(1, Puppet) as made:
+        do(made, "hosts 2")
+        made.world.run(1)
+        PLANTED[checker.name](made)
+    assert checker.name in [each.checker for each in made.failures]
+
+
+def test_a_stop_with_another_status_than_0_is_seen() -> None:
+    with course(1, Puppet) as made:
+        do(made, "hosts 2")
+        made.world.run(1)
+        puppets(made)[0].status = 1
+        do(made, "stop n1")
+        made.world.run(1)
+    assert [each.text for each in made.failures] == ["n1 stops with 1"]
+
+
+def test_the_calm_of_today_is_seen_as_one() -> None:
+    with course(1) as made:
+        for line in ("hosts 3", "run 60s"):
+            do(made, line)
+    assert made.failures == []
+
+
+def test_the_same_seed_gives_the_same_course() -> None:
+    def notes(seed: int) -> list[str]:
+        with course(seed) as made:
+            for line in ("hosts 3 check", "loss 20%", "run 20s", "kill n1", "run 20s"):
+                do(made, line)
+        return [str(note) for note in made.notes]
+
+    assert notes(7) == notes(7)
+    assert notes(7) != notes(8)
