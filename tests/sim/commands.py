@@ -9,8 +9,9 @@ from ipaddress import IPv4Address
 from itertools import product
 from typing import get_args
 
+from kevip.election.carp import Advert, Group, Interval, build
 from sim.course import Course
-from sim.host import Host, Link
+from sim.host import VIP, Host, Link
 from sim.network import CLIENT
 from sim.tools import USUAL
 
@@ -91,10 +92,20 @@ def _set(name: str, course: Course, words: Words) -> None:
     setattr(course.network, name, float(value[:-1]) / 100 if value.endswith("%") else seconds(value))
 
 
+def _forge(course: Course, words: Words) -> None:
+    """``forge digest``, ``forge truncated``: an advert of somebody who has not the password, or one that is damaged."""
+    group = Group(vhid=int(VIP) & 0xFF, vip=VIP, key=b"guessed" if words == ["digest"] else b"correct horse")
+    packet = build(group, Advert(source=IPv4Address("10.77.0.50"), interval=Interval(1, 0), counter=1))
+    cut = {"digest": len(packet), "truncated": 30}[words[0]]
+    for host in course.hosts:
+        host.hear(b"\xff" * 6 + bytes(6) + b"\x08\0" + packet[:cut])
+
+
 _NETWORK: dict[str, Callable[[Course, Words], None]] = {
     "hosts": _hosts_are,
     "cut": _cut,
     "mend": _mend,
+    "forge": _forge,
     "loss": partial(_set, "loss"),
     "delay": partial(_set, "delay"),
     "duplication": partial(_set, "duplication"),

@@ -83,7 +83,7 @@ def _simple(does: str, undoes: str = "") -> _Make:
 
 def _cut(random: Random, name: str, names: Sequence[str]) -> tuple[str, str]:
     other = random.choice([each for each in names if each != name])
-    ways = [name, f"{name} {other}", f"{name} > {other}", f"{name} {other} | {names[0]}", f"{name} > client"]
+    ways = [name, f"{name} {other}", f"{name} > {other}", f"{name} {other} | {names[0]}"]
     return f"cut {random.choice(ways)}", "mend"
 
 
