@@ -150,7 +150,7 @@ class CommonFault(Checker):
     def looked(self) -> None:
         if not self.course.all_suffer():
             self._moves = None
-        elif self._moves is None:
+        elif self._moves is None and sum(host.holds for host in self.course.hosts) == 1:
             self._moves = 0
 
     def noted(self, note: Note, host: "Host") -> None:

@@ -154,6 +154,11 @@ def _tools(host: Host, words: Words) -> None:
             host.tools.behaviour[each] = "fail" if value == "fail" else "hang" if value == "hang" else seconds(value)
 
 
+def _target(host: Host, words: Words) -> None:
+    """``target n1 gone``: no answer; ``target n1 refused``: one at once; ``target n1 back``."""
+    host.target, host.refused = {"back": (True, False), "gone": (False, False), "refused": (False, True)}[words[0]]
+
+
 def _turn(name: str, host: Host, words: Words) -> None:
     setattr(host, name, {"on": True, "back": True, "off": False, "gone": False}[words[0]])
 
@@ -181,7 +186,7 @@ _HOST: dict[str, Callable[[Host, Words], None]] = {
     "link": _link,
     "carrier": partial(_turn, "carrier"),
     "route": partial(_turn, "route"),
-    "target": partial(_turn, "target"),
+    "target": _target,
     "forwarding": partial(_turn, "forwarding"),
     "tools": _tools,
     "flush": lambda host, _words: host.tools.flush(),
@@ -236,7 +241,7 @@ _EXPECT: dict[str, Callable[[Course, Words], str]] = {
     "one": _holders,
     "no": _holders,
     "holder": _holder,
-    **dict.fromkeys(("outage", "moves", "holders", "engines"), _seen),
+    **dict.fromkeys(("outage", "absence", "moves", "holders", "engines"), _seen),
     "role": _role,
     "clean": _clean,
     **dict.fromkeys(("logged", "unlogged"), _logged),

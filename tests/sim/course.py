@@ -19,9 +19,10 @@ _LOOK = 0.25
 
 @dataclass(slots=True)
 class Seen:
-    """What was seen since a mark: seconds without service, changes of the holder, most holders and ucarps at once."""
+    """What was seen since a mark: seconds without service, without a holder, changes of the holder, most at once."""
 
     outage: float = 0.0
+    absence: float = 0.0
     moves: int = 0
     holders: int = 0
     engines: int = 0
@@ -39,7 +40,7 @@ class Course:
         self.marked = 0
         self.failures: list[Failure] = []
         self.seen = Seen()
-        self._since: float | None = None
+        self._since: dict[str, float] = {}
         self._holder = ""
         self._checkers = [kind(self) for kind in CHECKERS]
         self.world.observers.append(self._noted)
@@ -63,18 +64,24 @@ class Course:
     def mark(self) -> None:
         """Begin to count anew."""
         self.seen, self.marked = Seen(), len(self.notes)
-        self._since = self.world.now if self._since is not None else None
+        self._since.clear()
         self.look()
 
     def look(self) -> None:
         """See who serves, and who has the VIP."""
         seen, holders = self.seen, [host for host in self.hosts if host.holds]
-        serving = any(host.serves and self.network.connects(CLIENT, host.name) for host in holders)
-        if self._since is not None:
-            seen.outage = max(seen.outage, self.world.now - self._since)
-        self._since = None if serving else self._since if self._since is not None else self.world.now
+        serving = [host for host in holders if host.serves and self.network.connects(CLIENT, host.name)]
+        seen.outage = max(seen.outage, self._lasts("outage", bool(serving)))
+        seen.absence = max(seen.absence, self._lasts("absence", bool(holders)))
         seen.holders = max(seen.holders, len(holders))
         seen.engines = max([seen.engines, *(len(host.engines) for host in self.hosts)])
+
+    def _lasts(self, what: str, well: bool) -> float:
+        """Return for how long it is not well."""
+        since = self._since.setdefault(what, self.world.now)
+        if well:
+            del self._since[what]
+        return self.world.now - since
 
     def fail(self, checker: str, text: str) -> None:
         """Note that something is as it must not be, the first time that a checker says so."""

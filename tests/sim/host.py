@@ -55,6 +55,7 @@ class Host:
         self.link: Link = "up"
         self.carrier = True
         self.forwarding = self.route = self.target = True
+        self.refused = False
         self.clock = 0.0
         self.lease: float | None = None
         self.deleted = -inf
@@ -238,7 +239,7 @@ class Prober:
         if self._open and self._process and not self._process.dead:
             self._world.after(self._interval, self._ask)
             well = self._host.reaches_target()
-            late = 0.003 if well or not self._host.route else min(self._interval, _PATIENCE)
+            late = 0.003 if well or self._host.refused or not self._host.route else min(self._interval, _PATIENCE)
             answer = Answer(seconds=late) if well else Answer(problem="no answer in time")
             if not self._process.stopped:
                 self._world.after(late, partial(self._hear, self.source, answer))
