@@ -56,7 +56,7 @@ class Ucarp:
         self._packets: deque[bytes] = deque()
         self._tokens = count(1)
         self._phase = self._world.random.random() * _CAPTURE
-        self._polls = self._asked = self._terminated = self._hung_up = False
+        self._polls = self._sleeps = self._asked = self._terminated = self._hung_up = False
         self._master = self._deaf = False
         self._state = ""
         self._master_due = self._advert_due = 0.0
@@ -99,9 +99,9 @@ class Ucarp:
         return self.process.stopped
 
     def terminate(self) -> None:
-        """Ask ucarp to end."""
+        """Ask ucarp to end; one that sleeps without a carrier wakes, and sleeps on."""
         self._terminated = True
-        if self._polls:
+        if self._polls or self._sleeps:
             self.process.wake()
 
     def kill(self) -> None:
@@ -176,7 +176,9 @@ class Ucarp:
     def _sleep_without_carrier(self) -> None:
         self._enter_backup()
         self._deaf, self._master_due = True, 0.0
-        self.process.sleep(_DEAF)
+        self._sleeps = True
+        self.process.wait(self._world.now + _DEAF)
+        self._sleeps = False
 
     def _poll(self) -> bool:
         """Wait for a packet or a time, and act; say whether to end."""
