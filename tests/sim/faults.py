@@ -11,6 +11,12 @@ from sim.course import SETTLING, course
 _WARM = 12.0
 """Seconds until the first fault, in most schedules."""
 
+_LATEST = 45.0
+"""Seconds until the last fault, or the first of a few that follow each other."""
+
+_COMMON, _ALONE = 0.1, 0.5
+"""How often all hosts suffer the same, and nothing else; how often a fault has nothing to do with the one before."""
+
 _CALM = 12.0
 """Seconds that are looked at when all should be well again."""
 
@@ -140,30 +146,29 @@ _KINDS: tuple[tuple[int, _Make], ...] = (
 
 
 def schedule(seed: int, hosts: int | None = None) -> Schedule:
-    """Return the schedule of a seed."""
+    """Return the schedule of a seed: misfortunes that come alone, that follow each other, or one that all suffer."""
     random = Random(seed)
-    number = hosts or random.choice([3, 3, 5])
-    names = [f"n{each}" for each in range(1, number + 1)]
-    skews = ",".join(str(random.randint(1, 25)) for _ in names)
+    names = [f"n{each}" for each in range(1, 1 + (hosts or random.choice([3, 3, 5])))]
+    skews = [random.randint(1, 25) for _ in names]
     switches = [word for word, chance in (("check", 0.4), ("preempt", 0.1)) if random.random() < chance]
-    start = " ".join(["hosts", str(number), f"advskew={skews}", *switches])
-    if random.random() < 0.1:
+    start = " ".join(["hosts", str(len(names)), f"advskew={','.join(map(str, skews))}", *switches])
+    if random.random() < _COMMON:
         what = random.choice(["route", "target"])
-        common = Fault(_WARM, _WARM + random.uniform(20, 150), f"{what} all gone", f"{what} all back")
-        return Schedule(seed, start, (common,))
-    early = random.random() < 0.15
-    faults = [_fault(random, random.choice(names), names, random.uniform(0 if early else _WARM, 50))]
-    for _ in range(random.randint(0, 6)):
-        near = random.random() < 0.5
-        name = faults[-1].does.split()[1] if near and "n" in faults[-1].does.split()[1] else random.choice(names)
-        begin = faults[-1].begin + random.uniform(0, 5) if near else random.uniform(0 if early else _WARM, 50)
+        end = round(_WARM + random.uniform(20, 150), 2)
+        return Schedule(seed, start, (Fault(_WARM, end, f"{what} all gone", f"{what} all back"),))
+    first = names[skews.index(min(skews))]
+    victims, earliest = [*names, first, first], random.choices([_WARM, 0.0], [6, 1])[0]
+    name, begin, faults = random.choice(victims), random.uniform(earliest, _LATEST), list[Fault]()
+    for _ in range(random.randint(1, 7)):
         faults.append(_fault(random, name, names, begin))
+        begin += random.uniform(0, 3)
+        if random.random() < _ALONE:
+            name, begin = random.choice(victims), random.uniform(earliest, _LATEST)
     return Schedule(seed, start, tuple(sorted(faults, key=lambda fault: fault.begin)))
 
 
 def _fault(random: Random, name: str, names: Sequence[str], begin: float) -> Fault:
     [(_, make)] = random.choices(_KINDS, [weight for weight, _ in _KINDS])
     does, undoes = make(random, name, names)
-    return Fault(
-        round(begin, 2), round(begin + random.choice([0.5, 3, 8, 20]) * random.uniform(0.5, 1.5), 2), does, undoes
-    )
+    end = begin + random.choice([0.5, 3, 8, 20]) * random.uniform(0.5, 1.5)
+    return Fault(round(begin, 2), round(end, 2), does, undoes)
