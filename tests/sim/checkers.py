@@ -131,7 +131,8 @@ class CalmHolder(Checker):
         self._was_calm = False
 
     def looked(self) -> None:
-        self._was_calm = self.course.is_calm and not self.course.all_suffer()
+        course = self.course
+        self._was_calm = course.is_calm and course.is_whole() and not course.all_suffer()
 
     def noted(self, note: Note, host: "Host") -> None:
         if note.event == "vip.held" and self._was_calm and self.course.is_calm and host in self.course.visible():
