@@ -30,7 +30,7 @@ DEFECTS = {
     "calm": "some of them until long after the route is back",
     "held if advertised": "a program that hangs for 10 s outlasts lease and watchdog",
     "two holders": "as long as a daemon waits for a program, it does not hear its rival",
-    "nothing left": "SIGTERM comes before its handlers; what an earlier kevip left is not looked for at the end",
+    "nothing left": "SIGTERM before its handlers are there ends kevip with -15, whatever is on the host",
     "one engine": "a start that is due is not cancelled by a handover",
 }
 """What checkers are known to find, and why."""
