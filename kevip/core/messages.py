@@ -1,0 +1,253 @@
+"""Events in, effects out: the whole vocabulary of the core. Times are seconds of a clock that only goes forward."""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum, auto
+from ipaddress import IPv4Address
+
+
+class Role(StrEnum):
+    """The part that a host has in the election."""
+
+    INIT = auto()
+    """It takes no part yet, or not any more."""
+    BACKUP = auto()
+    MASTER = auto()
+    LEAVING = auto()
+    """A master that serves on until a peer has taken over."""
+
+
+class Reason(StrEnum):
+    """Why a host came to its role. The names are stable: they are written to files, and are labels of metrics."""
+
+    STARTED = auto()
+    JOINED = auto()
+    ALONE = auto()
+    GOODBYE = auto()
+    SILENCE = auto()
+    PREFERRED = auto()
+    YIELDED = auto()
+    UNLINKED = auto()
+    MOVED = auto()
+    STOPPED = auto()
+    LATE = auto()
+    FOLLOWED = auto()
+    NOBODY = auto()
+    UCARP = auto()
+    UNFIT = auto()
+    TARGET = auto()
+    KEPT = auto()
+
+
+class Level(IntEnum):
+    """What a dataplane makes of the host: nothing of ours, rules without the address, or all of it."""
+
+    NONE = 0
+    RULES = 1
+    HELD = 2
+
+
+class Says(StrEnum):
+    """What a host says of itself by advertising."""
+
+    STAYS = auto()
+    """It is master, and means to stay it."""
+    YIELDS = auto()
+    """It was master, and lets go at once, for the one that it has heard."""
+    LEAVES = auto()
+    """It serves on only until another one does."""
+
+
+# Events. ``run`` numbers the engine's runs: what an earlier one says is stale.
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """The engine won; with a token it waits for the answer to it before it advertises."""
+
+    run: int
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Demoted:
+    """The engine is backup; with a token it waits."""
+
+    run: int
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The engine has ended; ``reason`` is UCARP if that was not the aim, else why it has to be started anew."""
+
+    run: int
+    reason: Reason = Reason.UCARP
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """The engine could not be started: the interface is not fit for it."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Another host advertised at this time; ``preferred`` says that of two masters it would stay it."""
+
+    source: IPv4Address
+    says: Says
+    at: float
+    preferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The host could not be brought to hold the VIP, or be kept so: ``held`` says that it may still be here."""
+
+    held: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Nothing of ours is left on the host; or, not ``ok``, something is."""
+
+    ok: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """The host cannot serve as it is."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whether TARGET is reached from here, None if that is not known; ``detail`` may say why not."""
+
+    reached: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A signal says to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Elected | Demoted | Ended | NotStarted | Heard | Failed | Cleared | Unfit | Target | Stop | Tick
+
+
+# Effects, to be applied in the order given; one that fails is the last of its batch.
+
+
+@dataclass(frozen=True, slots=True)
+class StartEngine:
+    """Stand for election; not ``fit``: as one that should be master only if no other one can."""
+
+    run: int
+    fit: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EndEngine:
+    """End the engine at once: it advertises no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """Let the engine that runs stand as fit, or not."""
+
+    fit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Let the engine go on, which waits for this."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Bring the host to a level; HELD again renews the lease of the address."""
+
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """See whether the host is as it should be, beside the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """Make a peer take over: in stages, preferred ones first, if any are ``known``; only those that are fit, or all."""
+
+    known: bool = False
+    fit_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndFarewell:
+    """Say no more goodbyes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """Say once that this host was master, and lets go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell the neighbours that the VIP is here, from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hush:
+    """Announce no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """The role from now on, and why."""
+
+    role: Role
+    reason: Reason
+
+
+class What(StrEnum):
+    """What there is to tell."""
+
+    YIELDED = auto()
+    RIVAL = auto()
+    RESIGNED = auto()
+    LEAVING = auto()
+    FOLLOWED = auto()
+    NOBODY = auto()
+    KEPT = auto()
+    RETRY = auto()
+    BROKEN = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Something to tell; what else belongs to it depends on what it is."""
+
+    what: What
+    who: IPv4Address | None = None
+    seconds: float = 0.0
+    reason: Reason | None = None
+    detail: str = ""
+
+
+Effect = (
+    StartEngine | EndEngine | Rerank | Proceed | Apply | Look | Farewell | EndFarewell | Yield | Announce | Hush | Enter
+    | Note
+)  # fmt: skip

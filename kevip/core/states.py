@@ -1,0 +1,195 @@
+"""The states of one election, the table of their transitions, and what must hold in each of them.
+
+A host is ``Down`` (it takes no part, and knows when it will), ``Joining``, ``Backup`` or ``Master``; a master that goes
+is ``Leaving`` until another host is heard that has taken over; ``Stopped`` is for good.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from math import inf
+from typing import assert_never
+
+from kevip.core.messages import Level, Reason, Role
+from kevip.core.peers import NOBODY, Peers
+
+FIRST_RETRY, LAST_RETRY = 1.0, 60.0
+"""Seconds before the engine is started again after a failure: doubled each time, forgotten once it ran for the longest.
+
+Where nobody is heard to be master, the shortest is enough.
+"""
+
+FIRST_PAUSE, LAST_PAUSE = 60.0, 3600.0
+"""Seconds after a handover for TARGET's sake before the next: doubled each time, forgotten after the longest."""
+
+STUCK = 3
+"""How often rules that cannot be removed are tried again during a stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What has to be known of an engine. Times in seconds.
+
+    ``interval`` is the time between its adverts, ``patience`` that after which it takes a silent master for dead, and
+    ``lateness`` by how much it may be late to know of an advert. ``farewell`` and ``farewell_alone`` are how long a
+    goodbye takes until a peer has acted on it, with and without stages. ``reranks`` says that it can change its rank
+    while it runs.
+    """
+
+    interval: float
+    patience: float
+    lateness: float
+    farewell: float
+    farewell_alone: float
+    reranks: bool
+
+
+class Engine(Enum):
+    """What has become of the engine."""
+
+    OFF = auto()
+    ON = auto()
+    ENDING = auto()
+
+
+class Then(Enum):
+    """What a leaving master does when it has let go."""
+
+    STOP = auto()
+    RETRY = auto()
+    STAY = auto()
+    """It stands for election meanwhile: if nobody that is fit takes over, it stays master."""
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """Out of the election until ``due``, or from ``soonest`` on until nobody is heard to be master."""
+
+    due: float
+    soonest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """In the election, but the engine has said nothing yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """In the election, ready to take over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """Serves the VIP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Serves the VIP since it said goodbye, until another does, or ``due``; ``restart`` is when to stand again."""
+
+    then: Then
+    since: float
+    due: float
+    restart: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Out of the election for good."""
+
+
+State = Down | Joining | Backup | Master | Leaving | Stopped
+
+TABLE: dict[tuple[type[State], type[State]], str] = {
+    (Down, Joining): "due: the engine is started",
+    (Down, Stopped): "stop",
+    (Joining, Backup): "the engine says backup",
+    (Joining, Master): "elected",
+    (Joining, Down): "the engine ended, or could not be started",
+    (Joining, Stopped): "stop",
+    (Backup, Master): "elected",
+    (Backup, Down): "the engine ended, or its rank has to change",
+    (Backup, Stopped): "stop",
+    (Master, Backup): "the engine says backup",
+    (Master, Leaving): "stop; the engine ended; it cannot serve; TARGET is not reached",
+    (Master, Down): "a preferred master is heard; the takeover failed; another one serves already",
+    (Master, Stopped): "stop, and another one serves already",
+    (Leaving, Master): "stays: nobody that is fit took over, and it was elected again",
+    (Leaving, Backup): "stays: another one serves, or nobody in time",
+    (Leaving, Down): "another one serves, or nobody in time",
+    (Leaving, Stopped): "stop: another one serves, or nobody in time",
+}
+"""From, to: why. ``step`` refuses what is not here, and the picture in docs/how-it-works.md is drawn from it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One election as this host sees it.
+
+    ``run`` numbers the engine's runs, ``started`` is when the last one began, ``ranked_fit`` how it stands. ``level``
+    is what the host was brought to, ``renewed`` when the lease began anew; rules that drain go at ``rules_until``, and
+    ``stuck`` times that has failed. ``reached`` is the last word on TARGET, ``fit`` the last that was known. ``pause``
+    comes after the next failure, ``resign_from`` and ``resign_pause`` limit handovers for TARGET's sake.
+    """
+
+    state: State = Down(-inf, -inf)
+    role: Role = Role.INIT
+    reason: Reason = Reason.STARTED
+    engine: Engine = Engine.OFF
+    run: int = 0
+    started: float = -inf
+    ranked_fit: bool = True
+    level: Level = Level.NONE
+    renewed: float = -inf
+    rules_until: float = inf
+    stuck: int = 0
+    peers: Peers = NOBODY
+    reached: bool | None = None
+    fit: bool = True
+    pause: float = FIRST_RETRY
+    resign_from: float = -inf
+    resign_pause: float = FIRST_PAUSE
+    tick: float = -inf
+
+
+def next_due(traits: Traits, instance: Instance) -> float:
+    """Return when an instance wants a Tick, at the latest."""
+    due = instance.state.due if isinstance(instance.state, Leaving) else inf
+    return min(instance.tick, instance.rules_until, due, start_due(traits, instance))
+
+
+def is_over(instance: Instance) -> bool:
+    """Whether it is stopped, and nothing is left to wait for; ``level`` then says whether rules are left."""
+    quiet = instance.level is Level.NONE or instance.stuck >= STUCK
+    return isinstance(instance.state, Stopped) and instance.engine is Engine.OFF and quiet
+
+
+def start_due(traits: Traits, instance: Instance) -> float:
+    """Return when the engine is to be started."""
+    if instance.engine is not Engine.OFF:
+        return inf
+    match instance.state:
+        case Down(due, soonest):
+            return min(due, max(soonest, instance.peers.silence(traits.patience)))
+        case Leaving():
+            return instance.state.restart
+    return inf
+
+
+def check(instance: Instance) -> str:
+    """Say what must not be: a bug of this module; "" if all is well."""
+    state, engine, held = instance.state, instance.engine, instance.level is Level.HELD
+    match state:
+        case Master():
+            well = held and engine is Engine.ON
+        case Leaving(then=Then.STAY):
+            well = held
+        case Leaving():
+            well = held and engine is not Engine.ON
+        case Joining() | Backup():
+            well = not held and engine is Engine.ON
+        case Down() | Stopped():
+            well = not held and engine is not Engine.ON
+        case _:
+            assert_never(state)
+    return "" if well else f"{type(state).__name__}, engine {engine.name}, level {instance.level.name}"

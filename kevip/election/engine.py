@@ -1,0 +1,53 @@
+"""What an election engine is to the rest: a program that says who is master, whatever it is and speaks."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kevip.core.states import Traits
+from kevip.core.messages import Event
+from kevip.host.interface import Placement
+
+Tell = Callable[[Event], None]
+"""Where events go."""
+
+
+class Engine(Protocol):
+    """An engine, which tells Elected, Demoted, Ended and Heard. What it says is a level: the last word counts."""
+
+    traits: Traits
+
+    def start(self, run: int, *, fit: bool) -> Placement:
+        """Stand for election where the VIP belongs now, and return where that is; raises KevipError, OSError."""
+        ...
+
+    def proceed(self, token: str) -> None:
+        """Go on: the host is as it was asked to be."""
+        ...
+
+    def rerank(self, *, fit: bool) -> None:
+        """Stand as fit from now on, or not; only if ``traits.reranks``."""
+        ...
+
+    def end(self) -> None:
+        """End at once, and advertise no more; Ended follows."""
+        ...
+
+    def goodbye(self, *, known: bool, fit_only: bool) -> None:
+        """Make a peer take over while this host serves on."""
+        ...
+
+    def end_goodbye(self) -> None:
+        """Say no more goodbyes."""
+        ...
+
+    def yields(self) -> None:
+        """Say once that this host lets go."""
+        ...
+
+    def beat(self) -> None:
+        """Note that the daemon is well; without this, the engine must end within seconds."""
+        ...
+
+    def close(self) -> None:
+        """End, and free what belongs to it."""
+        ...
