@@ -1,9 +1,10 @@
 """``kevip cleanup``: removes what a killed daemon left, as a start would, and starts nothing."""
 
+from kevip.dataplane import plane
+from kevip.dataplane.iptables import select
 from kevip.errors import HostError
-from kevip.host import firewall, kernel, lock
-from kevip.runtime import StateFile
-from kevip.service import clear
+from kevip.host import kernel, lock
+from kevip.status.runfile import StateFile
 
 
 def cleanup(state: StateFile) -> list[str]:
@@ -14,7 +15,7 @@ def cleanup(state: StateFile) -> list[str]:
     if "NET_ADMIN" in kernel.missing_capabilities():
         raise HostError("capability NET_ADMIN is missing: run it as root")
     with lock.take(state.vip):
-        removed = clear(state.vip, firewall.select("auto")[0])
+        removed = plane.cleanup(state.vip, select("auto")[0])
         try:
             if state.remove():
                 removed.append(str(state.path))

@@ -12,14 +12,13 @@ import click
 from click.core import ParameterSource
 
 from kevip import log, manifest
-from kevip import status as statuses
-from kevip.check import preflight
+from kevip.check import report
+from kevip.check.checks import diagnose, listening_time
+from kevip.check.finding import Verdict
 from kevip.cleanup import cleanup
 from kevip.config import (
     RANGES,
     RUN_DIR,
-    Config,
-    Endpoint,
     Malformed,
     label,
     load,
@@ -30,15 +29,13 @@ from kevip.config import (
     parse_number,
     parse_ports,
 )
-from kevip.daemon import Daemon
-from kevip.diagnosis import report
-from kevip.diagnosis.checks import diagnose, listening_time
-from kevip.diagnosis.finding import Verdict
-from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
-from kevip.health import parse_check
-from kevip.host import firewall, kernel, lock
-from kevip.record import Record
-from kevip.runtime import StateFile
+from kevip.dataplane.iptables import BACKENDS
+from kevip.errors import ExitStatus, KevipError, SettingsError
+from kevip.health.ask import parse_check
+from kevip.host import kernel
+from kevip.serve import serve
+from kevip.status import text
+from kevip.status.runfile import StateFile
 
 _STDERR = 2
 
@@ -189,7 +186,7 @@ _SETTINGS = (
     ),
     _setting(
         "--iptables",
-        _choice(("auto", *firewall.BACKENDS)),
+        _choice(("auto", *BACKENDS)),
         "The iptables back end; auto takes the one that this host uses.",
         show_default="auto",
     ),
@@ -237,7 +234,9 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         _refuse_early_flags(ctx)
     else:
         _hide_password(given)
-        _serve(load(given))
+        config = load(given)
+        log.configure(form=config.log_format, level=config.log_level)
+        serve(config)
 
 
 def _hide_password(given: dict[str, Any]) -> None:
@@ -323,29 +322,6 @@ def check(*, as_json: bool, strict: bool, seconds: float | None, **given: Any) -
     return ExitStatus.FAILURE if bad else ExitStatus.OK
 
 
-def _serve(config: Config) -> None:
-    """Run the daemon until a signal stops it."""
-    log.configure(form=config.log_format, level=config.log_level)
-    host = preflight(config)
-    kernel.drop_privileges()
-    with lock.take(config.vip):
-        state = StateFile(config.run_dir, config.vip)
-        daemon = Daemon(config, host, state)
-        if config.metrics:
-            _serve_metrics(config.metrics, daemon.record, host.iptables)
-        state.prepare()
-        daemon.run()
-
-
-def _serve_metrics(endpoint: Endpoint, record: Record, iptables: firewall.Iptables) -> None:
-    """Serve metrics from now on; raises HostError."""
-    try:
-        from kevip import metrics  # noqa: PLC0415 - it costs time, and needs a package that most do without
-    except ModuleNotFoundError:
-        raise HostError("--metrics (METRICS) needs prometheus-client: pip install 'kevip[metrics]'") from None
-    metrics.serve(endpoint, metrics.Exporter(record, iptables))
-
-
 @cli.command("status", short_help="Show what the VIPs of this host do.")
 @click.option("--vip", type=_ADDRESS, help="Only this VIP, not all of this host.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -360,16 +336,16 @@ def _status(*, as_json: bool, watch: bool, **given: Any) -> ExitStatus:
     log.configure(form="text", level="error")
 
     def show() -> bool:
-        found = statuses.survey(run_dir, vip)
+        found = text.survey(run_dir, vip)
         if as_json:
-            click.echo(json.dumps(statuses.as_json(found)))
+            click.echo(json.dumps(text.as_json(found)))
         else:
             if watch:
                 click.clear()
-            click.echo(statuses.text(found, privileged="NET_ADMIN" not in kernel.missing_capabilities()))
-        return statuses.is_ok(found)
+            click.echo(text.as_text(found, privileged="NET_ADMIN" not in kernel.missing_capabilities()))
+        return text.is_ok(found)
 
-    ok = statuses.watch(show) if watch else show()
+    ok = text.watch(show) if watch else show()
     return ExitStatus.OK if ok else ExitStatus.FAILURE
 
 

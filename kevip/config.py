@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -12,11 +13,11 @@ from random import SystemRandom
 from typing import Any, Literal
 
 from kevip import log
+from kevip.dataplane.iptables import Backend
+from kevip.dataplane.rules import Ports
 from kevip.election.carp import UNFIT
 from kevip.errors import SettingsError
-from kevip.health import Check
-from kevip.host import firewall
-from kevip.nat import Ports
+from kevip.health.ask import Check
 
 _RESERVED = IPv4Network("240.0.0.0/4")
 _BOOLEANS = {
@@ -39,6 +40,7 @@ _PROXYING = ("target", "global_masquerade", "allow_from", "ports")
 """The settings that say how to proxy, and mean nothing where the VIP is only held."""
 
 
+_LONGEST_FILE = 65536
 RUN_DIR = Path("/run/kevip")
 _PORTS = range(1, 2**16)
 _ENDPOINT = re.compile(r"(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+|localhost)):(?P<port>[0-9]{1,5})", re.ASCII)
@@ -86,7 +88,7 @@ class Config:
     dead_ratio: int = 3
     preempt: bool = False
     broadcast: bool = False
-    iptables: firewall.Backend | Literal["auto"] = "auto"
+    iptables: Backend | Literal["auto"] = "auto"
     metrics: Endpoint | None = None
     run_dir: Path = RUN_DIR
     log_format: log.Format = "auto"
@@ -140,10 +142,21 @@ def _password(password: str | None, file: Path | None) -> str:
             )
         return password
     try:
-        text = os.fsdecode(file.read_bytes())
+        text = os.fsdecode(_content(file))
     except OSError as error:
         raise SettingsError(f"{label('password_file')}: cannot read {file}: {error.strerror}") from None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def _content(file: Path) -> bytes:
+    """Read a regular file of a sensible size; raises OSError. Others may have no end, or no beginning."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(None, "not a regular file")
+    with file.open("rb") as opened:
+        content = opened.read(_LONGEST_FILE + 1)
+    if len(content) > _LONGEST_FILE:
+        raise OSError(None, f"larger than {_LONGEST_FILE} bytes")
+    return content
 
 
 def _problems(values: Mapping[str, Any]) -> Iterator[str]:

@@ -5,12 +5,18 @@ import json
 import os
 import select
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import structlog
 
 Format = Literal["auto", "json", "text"]
 Level = Literal["debug", "info", "warning", "error"]
+
+
+class Warn(Protocol):
+    """Logs a warning about a subject, but not the same one again and again."""
+
+    def __call__(self, event: str, subject: object, **context: object) -> None: ...  # noqa: D102
 
 
 class _Stderr:

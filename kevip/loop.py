@@ -20,9 +20,10 @@ class Readable(Protocol):
 
 
 class Loop:
-    """Calls one action per source that is readable, and each action that is due."""
+    """Calls one action per source that is readable, and each action that is due; ``now`` is its clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self.now = clock
         self._selector = selectors.DefaultSelector()
         self._watched: set[selectors.SelectorKey] = set()
         self._due: dict[Action, float] = {}
@@ -37,7 +38,7 @@ class Loop:
 
     def after(self, seconds: float, action: Action) -> None:
         """Call the action once, after some seconds; replaces an earlier time for it."""
-        self._due[action] = monotonic() + seconds
+        self._due[action] = self.now() + seconds
 
     def cancel(self, *actions: Action) -> None:
         """Do not call these actions when they were due."""
@@ -50,12 +51,12 @@ class Loop:
 
     def turn(self) -> None:
         """Wait until something is readable or due, and call all such actions."""
-        wait = max(min(self._due.values()) - monotonic(), 0.0) if self._due else None
+        wait = max(min(self._due.values()) - self.now(), 0.0) if self._due else None
         # Where this process was stopped for a while, a wait that is over says nothing of what came meanwhile.
         for key, _ in self._selector.select(wait) or self._selector.select(0):
             if key in self._watched:  # an action before it may have ended it
                 key.data()
-        now = monotonic()
+        now = self.now()
         for action in [action for action, due in self._due.items() if due <= now]:
             if self._due.get(action, inf) <= now:  # an action before it may have put it off
                 del self._due[action]

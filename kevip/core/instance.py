@@ -71,6 +71,9 @@ DRAIN = 1.0
 LOOK_AGAIN = 2.0
 """Seconds before what could not be done for the host's sake is tried again."""
 
+AGREE = 1.0
+"""Seconds after which hosts that suffer the same have all noticed, so that none takes over for nothing."""
+
 PROMPT = 0.5
 """Seconds after which a master that should have advertised is none any more."""
 
@@ -94,6 +97,7 @@ class _Turn:
 
     def __init__(self, traits: Traits, was: Instance, now: float) -> None:
         self.traits = traits
+        self.was = was
         self.now_is = was
         self.now = now
         self.effects: list[Effect] = []
@@ -135,9 +139,14 @@ class _Turn:
                 if self.now - self.now_is.started >= LAST_RETRY:
                     self.set(pause=FIRST_RETRY)
             case Heard():
-                self.set(peers=self.now_is.peers.hear(event))
+                peers = self.now_is.peers.hear(event)
+                if peers is self.now_is.peers:
+                    return False
+                self.set(peers=peers)
             case Target(reached):
-                self.set(reached=reached, fit=self.now_is.fit if reached is None else reached)
+                if reached is not self.now_is.reached:
+                    self.set(reached=reached, reached_since=self.now)
+                self.set(fit=self.now_is.fit if reached is None else reached)
             case Cleared(ok):
                 self._cleared(ok=ok)
             case Tick():
@@ -166,8 +175,8 @@ class _Turn:
             self.do(Apply(Level.NONE))
 
     def _cleared(self, *, ok: bool) -> None:
-        if self.now_is.level is not Level.RULES:
-            return  # taken over again meanwhile
+        if self.now_is.level is not Level.RULES or self.now_is.rules_until < inf:
+            return  # taken over again meanwhile, and perhaps let go of since
         if ok:
             self.set(level=Level.NONE, stuck=0)
         else:
@@ -207,6 +216,9 @@ class _Turn:
     def stop(self) -> None:
         """Take no further part."""
         self.end_engine()
+        if self.now_is.rules_until < inf:
+            self.set(rules_until=min(self.now_is.rules_until, self.now + FIRST_RETRY))
+        self.set(stuck=0)
         self.become(Stopped(), Reason.STOPPED)
 
     # The VIP
@@ -286,11 +298,17 @@ class _Turn:
         self.set(level=Level.RULES, rules_until=self.now + DRAIN if drain else self.now)
 
     def recover(self, flaw: str) -> None:
-        """Be out of the election with nothing here, whatever went wrong."""
+        """Be out of the election with nothing here, whatever went wrong; what was to be done in this step is not."""
         retry = self.now + LAST_RETRY
-        engine = Engine.OFF if self.now_is.engine is Engine.OFF else Engine.ENDING
+        off = Engine.OFF in {self.was.engine, self.now_is.engine}
+        match self.now_is.state:
+            case Stopped() | Leaving(then=Then.STOP):
+                state: State = Stopped()
+            case _:
+                state = Down(retry, retry)
         self.effects = [Note(what=What.BROKEN, detail=flaw), EndEngine(), EndFarewell(), Hush(), Apply(Level.NONE)]
-        self.set(state=Down(retry, retry), engine=engine, level=Level.RULES, rules_until=inf)
+        self.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.RULES, rules_until=inf)
+        self.set(role=self.was.role, reason=self.was.reason)
         self.enter(Role.INIT, Reason.UNFIT)
 
     # What an event means in each state
@@ -347,18 +365,11 @@ def _candidate(turn: _Turn, event: Event) -> None:
 
 
 def _stand_as_deserved(turn: _Turn) -> None:
-    """Change the rank of a backup whose view of TARGET has changed.
-
-    An engine that has to be started anew for that waits until a master is heard: it may be about to be elected.
-    """
+    """Stand as a host does that reaches TARGET, or does not."""
     fit = turn.now_is.fit
-    if fit is turn.now_is.ranked_fit:
-        return
-    if turn.traits.reranks:
+    if fit is not turn.now_is.ranked_fit:
         turn.set(ranked_fit=fit)
         turn.do(Rerank(fit))
-    elif isinstance(turn.now_is.state, Backup) and turn.master():
-        turn.rest(Reason.TARGET, retry=False)
 
 
 def _master(turn: _Turn, event: Event) -> None:
@@ -369,7 +380,9 @@ def _master(turn: _Turn, event: Event) -> None:
             turn.let_go(drain=True)
             turn.be_backup()
             turn.do(Proceed(token))
-        case Ended():
+        case Ended(reason=reason):
+            turn.leave(Then.RETRY, reason)
+        case NotStarted():
             turn.leave(Then.RETRY, Reason.UCARP)
         case Heard():
             _rival(turn, event)
@@ -388,6 +401,8 @@ def _master(turn: _Turn, event: Event) -> None:
 
 def _rival(turn: _Turn, heard: Heard) -> None:
     """Settle at once who of two masters stays it; an engine that is late would take a second."""
+    if heard.at < turn.now - turn.traits.interval - PROMPT:
+        return  # the loop comes late to it: that host may be dead
     if heard.says is Says.STAYS and heard.preferred:
         turn.do(Note(what=What.YIELDED, who=heard.source), Yield())
         turn.let_go(drain=True)
@@ -398,8 +413,8 @@ def _rival(turn: _Turn, heard: Heard) -> None:
 
 def _failed(turn: _Turn, *, held: bool, detail: str) -> None:
     """Hand over what cannot be kept; a takeover that failed has nothing to hand over."""
+    turn.do(Note(what=What.RESIGNED, detail=detail))
     if held:
-        turn.do(Note(what=What.RESIGNED, detail=detail))
         turn.leave(Then.RETRY, Reason.UNFIT)
     else:
         turn.let_go(drain=False)
@@ -407,15 +422,15 @@ def _failed(turn: _Turn, *, held: bool, detail: str) -> None:
 
 
 def _weigh_target(turn: _Turn, detail: str) -> None:
-    """Let a peer take over that reaches TARGET, if there is one; after that, stand as this host then deserves.
+    """Let a peer take over that reaches TARGET, if there is one.
 
     Rarely, for it is unelected a while, and where no host reaches TARGET the VIP must not go round.
     """
     now_is, now = turn.now_is, turn.now
-    if turn.traits.reranks:
+    if now_is.reached is not False:
         _stand_as_deserved(turn)
-    well = now_is.reached and turn.now_is.ranked_fit
-    if now_is.reached is None or well or now < now_is.resign_from:
+        return
+    if now < max(now_is.resign_from, now_is.reached_since + AGREE):
         return
     fresh = now > now_is.resign_from + LAST_PAUSE
     pause = FIRST_PAUSE if fresh else min(2 * now_is.resign_pause, LAST_PAUSE)
@@ -430,6 +445,7 @@ def _leaving(turn: _Turn, state: Leaving, event: Event) -> None:
         case Heard(source, Says.STAYS, at) if at >= state.since:
             _end_leaving(turn, state, source)
         case Elected(token=token):
+            turn.hold()
             turn.do(EndFarewell(), Proceed(token), Note(what=What.KEPT), Announce())
             turn.become(Master(), Reason.KEPT)
         case Demoted(token=token):
@@ -437,7 +453,7 @@ def _leaving(turn: _Turn, state: Leaving, event: Event) -> None:
         case Ended():
             turn.set(state=replace(state, restart=turn.restart(state.then)))
         case NotStarted():
-            turn.set(state=replace(state, restart=turn.now + LOOK_AGAIN))
+            turn.set(state=replace(state, restart=turn.now + LOOK_AGAIN if state.then is Then.STAY else inf))
         case Failed(held=False):
             _end_leaving(turn, state, None)
         case Stop():
@@ -452,7 +468,7 @@ def _leaving(turn: _Turn, state: Leaving, event: Event) -> None:
 
 def _leave_for(turn: _Turn, state: Leaving, then: Then) -> None:
     """Leave for another reason than so far: who meant to stay says goodbye to all now."""
-    if state.then is not Then.STAY or then is Then.STAY:
+    if state.then is not Then.STAY:
         turn.set(state=replace(state, then=then))
         return
     turn.end_engine()

@@ -162,7 +162,7 @@ class EndEngine:
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """Let the engine that runs stand as fit, or not."""
+    """Let the engine that runs stand as fit, or not, without a change of its role."""
 
     fit: bool
 

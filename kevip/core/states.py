@@ -31,8 +31,7 @@ class Traits:
 
     ``interval`` is the time between its adverts, ``patience`` that after which it takes a silent master for dead, and
     ``lateness`` by how much it may be late to know of an advert. ``farewell`` and ``farewell_alone`` are how long a
-    goodbye takes until a peer has acted on it, with and without stages. ``reranks`` says that it can change its rank
-    while it runs.
+    goodbye takes until a peer has acted on it, with and without stages.
     """
 
     interval: float
@@ -40,7 +39,6 @@ class Traits:
     lateness: float
     farewell: float
     farewell_alone: float
-    reranks: bool
 
 
 class Engine(Enum):
@@ -108,7 +106,7 @@ TABLE: dict[tuple[type[State], type[State]], str] = {
     (Joining, Down): "the engine ended, or could not be started",
     (Joining, Stopped): "stop",
     (Backup, Master): "elected",
-    (Backup, Down): "the engine ended, or its rank has to change",
+    (Backup, Down): "the engine ended",
     (Backup, Stopped): "stop",
     (Master, Backup): "the engine says backup",
     (Master, Leaving): "stop; the engine ended; it cannot serve; TARGET is not reached",
@@ -145,6 +143,7 @@ class Instance:
     stuck: int = 0
     peers: Peers = NOBODY
     reached: bool | None = None
+    reached_since: float = -inf
     fit: bool = True
     pause: float = FIRST_RETRY
     resign_from: float = -inf

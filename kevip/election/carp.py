@@ -22,7 +22,8 @@ _VERSION, _TYPE, _AUTHLEN = 2, 1, 7
 _PAYLOAD = struct.Struct("!BBBBBBHQ20s")
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _LOW_DELAY, _DONT_FRAGMENT = 0x10, 0x4000
-_MAX_BYTE = 255
+MOST_BASE, MOST_SKEW = 255, 254
+"""The longest interval. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp."""
 
 
 FLAWS = ("truncated", "malformed", "version", "ttl", "checksum", "digest")
@@ -33,13 +34,15 @@ class BadAdvertError(KevipError):
     """A packet that is no valid advert, though it may be meant for our group.
 
     ``reason`` is one of FLAWS: version is VRRP's, which shares the protocol number, ttl that of a packet that came
-    through a router, digest that of another password or VIP. ``source`` is its sender, if that can be told.
+    through a router, digest that of another password or VIP. ``source`` is its sender, if that can be told, and
+    ``packet`` the whole of it, if it is that long.
     """
 
-    def __init__(self, reason: str, source: IPv4Address | None = None) -> None:
+    def __init__(self, reason: str, source: IPv4Address | None = None, packet: bytes = b"") -> None:
         super().__init__(f"bad advert: {reason}")
         self.reason = reason
         self.source = source
+        self.packet = packet
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -114,7 +117,7 @@ def parse(group: Group, packet: bytes) -> Advert | None:
         "digest": not hmac.compare_digest(digest, group.digest(counter)),
     }
     if reason := next((flaw for flaw, found in flaws.items() if found), None):
-        raise BadAdvertError(reason, source)
+        raise BadAdvertError(reason, source, packet)
     return Advert(source=source, interval=Interval(advbase, advskew), counter=counter)
 
 
@@ -181,7 +184,7 @@ def farewell(own: Interval, dead_ratio: int, *, staged: bool, to_all: bool = Tru
     stages += [(at, Interval(patience, UNFIT)) for at in (fit, fit + _REPEATED)]
     if to_all:
         stages += [(at, Interval(patience + 1, 0)) for at in (fit + _LAST, fit + _LAST + _REPEATED)]
-    return [(at, stage) for at, stage in stages if stage.advbase <= _MAX_BYTE]
+    return [(at, stage) for at, stage in stages if stage.advbase <= MOST_BASE]
 
 
 def keeps_backup(advert: Interval, own: Interval, dead_ratio: int, *, preempt: bool) -> bool:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from kevip.core.states import Traits
 from kevip.core.messages import Event
+from kevip.core.states import Traits
 from kevip.host.interface import Placement
 
 Tell = Callable[[Event], None]
@@ -16,8 +16,8 @@ class Engine(Protocol):
 
     traits: Traits
 
-    def start(self, run: int, *, fit: bool) -> Placement:
-        """Stand for election where the VIP belongs now, and return where that is; raises KevipError, OSError."""
+    def start(self, run: int, *, fit: bool) -> Placement | None:
+        """Stand for election where the VIP belongs now, and return where that is; None, and told, if it cannot."""
         ...
 
     def proceed(self, token: str) -> None:
@@ -25,7 +25,7 @@ class Engine(Protocol):
         ...
 
     def rerank(self, *, fit: bool) -> None:
-        """Stand as fit from now on, or not; only if ``traits.reranks``."""
+        """Stand as fit from now on, or not, in the role that there is."""
         ...
 
     def end(self) -> None:

@@ -6,6 +6,7 @@ token, and waits for the answer with that token. The socket ends with either sid
 belongs to this one child: a hook left over from an earlier child cannot speak for this one.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -69,7 +70,7 @@ def argv(candidacy: Candidacy, *, password_fd: int) -> list[str]:
         f"--srcip={candidacy.source}",
         f"--vhid={candidacy.vip_id}",
         f"--addr={candidacy.vip}",
-        f"--passfile=/dev/fd/{password_fd}",
+        f"--passfile=/proc/self/fd/{password_fd}",
         f"--advbase={candidacy.advbase}",
         f"--advskew={candidacy.advskew}",
         f"--deadratio={candidacy.dead_ratio}",
@@ -91,6 +92,13 @@ def key(password: str) -> bytes:
     if len(raw) <= _KEY_LENGTH and not set(raw) & set(b"\n\0"):
         return raw
     return urlsafe_b64encode(hashlib.sha256(raw).digest())[:_KEY_LENGTH]
+
+
+_PIPE = 1 << 20
+"""Bytes that ucarp may have to say before it has to wait for us: with each bad advert it says a line."""
+
+_FLOOD = b"Bad digest"
+"""What is in the line that it says then; the daemon hears such adverts itself."""
 
 
 class Message(StrEnum):
@@ -128,8 +136,8 @@ def understand(line: str) -> tuple[Message, str]:
 class Ucarp:
     """A running ucarp. Killed by the kernel if this process dies.
 
-    ``channel`` carries the hooks' requests, ``stderr`` ucarp's lines, ``pidfd`` is readable when it has ended: the
-    daemon selects on all three. ``killed`` is whether it was the daemon that ended it.
+    ``channel`` carries the hooks' requests, ``stderr`` ucarp's lines; ``pidfd`` is readable when it has ended, and
+    ``watchdog`` when its watchdog has. ``killed`` is whether it was the daemon that ended it.
     """
 
     def __init__(self, candidacy: Candidacy) -> None:
@@ -148,16 +156,32 @@ class Ucarp:
             parts.callback(os.close, self.pidfd)
             self.stderr = _stderr(self._child)
             os.set_blocking(self.stderr, False)
+            with suppress(OSError):  # who may not have more has what all have
+                fcntl.fcntl(self.stderr, fcntl.F_SETPIPE_SZ, _PIPE)
             self._rest = b""
             self.killed = False
             self._born = monotonic()
-            self._beat, watchdogs_end = socket.socketpair()
+            self._beat, self._watchdogs_end = socket.socketpair()
             self._beat.setblocking(False)
             parts.enter_context(self._beat)
-            with watchdogs_end:
-                watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=watchdogs_end)
-            parts.callback(_end, watchdog)
+            parts.enter_context(self._watchdogs_end)
+            self.guard()
+            parts.callback(self._unguard)
             self._parts = parts.pop_all()
+
+    def guard(self) -> None:
+        """Start a watchdog, which ends ucarp when the daemon hangs; raises CommandError, OSError."""
+        self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=self._watchdogs_end)
+        self.watchdog = os.pidfd_open(self._watchdog.pid)
+
+    def guard_anew(self) -> None:
+        """Replace a watchdog that has ended; raises CommandError, OSError."""
+        self._unguard()
+        self.guard()
+
+    def _unguard(self) -> None:
+        os.close(self.watchdog)
+        _end(self._watchdog)
 
     def beat(self) -> None:
         """Tell the watchdog that the daemon is well; without this, it ends ucarp after 5 s."""
@@ -181,21 +205,20 @@ class Ucarp:
             self.channel.sendall(f"ok {request.token}\n".encode())
 
     def lines(self) -> list[str]:
-        """Return the complete lines that ucarp has written."""
+        """Return the complete lines that ucarp has written: all of them, for it waits while the pipe is full."""
         with suppress(BlockingIOError):
-            self._rest += os.read(self.stderr, 65536)
+            while read := os.read(self.stderr, _PIPE):
+                self._rest += read
+                if len(read) < _PIPE:
+                    break
         *lines, self._rest = self._rest.split(b"\n")
-        return [line.decode(errors="replace") for line in lines]
+        return [line.decode(errors="replace") for line in lines if _FLOOD not in line]
 
     def is_frozen(self) -> bool:
         """Whether ucarp was stopped (SIGSTOP, a debugger) and advertises nothing; state in proc(5)."""
         with suppress(OSError):  # it has ended: that is an event of its own
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
         return False
-
-    def terminate(self) -> None:
-        """Ask ucarp to run its down hook and end. Without a carrier it does not listen for up to 10 s."""
-        self._child.terminate()
 
     def kill(self) -> None:
         """End ucarp at once; it runs no hook and advertises no more."""

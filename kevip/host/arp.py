@@ -42,7 +42,7 @@ class Neighbours:
 
     def claims(self) -> list[str]:
         """Return the MAC addresses of others that have claimed the VIP since the last call."""
-        senders = [payload(packet)[8:14] for outgoing, packet in self._wire.hear() if not outgoing]
+        senders = [payload(packet)[8:14] for _, packet in self._wire.hear()]
         return [sender.hex(":") for sender in senders if sender != self._wire.mac]
 
     def close(self) -> None:

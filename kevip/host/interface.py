@@ -15,7 +15,7 @@ from kevip.host import command
 FOREVER = 2**32 - 1
 """The lifetime that the kernel gives to an address that does not expire (rtnetlink's INFINITY_LIFE_TIME)."""
 
-_SIOCGIFFLAGS = 0x8913
+_SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915
 _IFNAMSIZ = 16
 _IFF_RUNNING = 0x40
 
@@ -82,14 +82,14 @@ def parse(text: str) -> tuple[Interface, ...]:
         Interface(
             name=entry["ifname"],
             up="UP" in entry["flags"],
-            ethernet=entry["link_type"] == "ether",
+            ethernet=entry.get("link_type") == "ether",
             carrier="NO-CARRIER" not in entry["flags"],
             multicast="MULTICAST" in entry["flags"],
             mtu=entry["mtu"],
-            addresses=tuple(_parse_address(each) for each in entry["addr_info"] if each["family"] == "inet"),
+            addresses=tuple(_parse_address(each) for each in entry["addr_info"] if each.get("family") == "inet"),
         )
         for entry in json.loads(text)
-        if entry  # iproute2 prints {} for what a filter left out
+        if entry  # iproute2 prints {} for what a filter left out, also for an address
     )
 
 
@@ -154,16 +154,27 @@ def _primaries(interface: Interface, vip: IPv4Address) -> list[IPv4Address]:
     return [each.ip.ip for each in interface.addresses if not each.secondary and not each.is_lease(vip)]
 
 
-def is_running(name: str) -> bool:
-    """Whether an interface is there, up, and has a carrier (IFF_RUNNING in netdevice(7)); starts no process."""
+def _inquire(request: int, name: str) -> bytes:
+    """Return the kernel's answer about an interface (netdevice(7)), from where it begins; raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inquirer:
-        request = struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), 0)
-        try:
-            answer = fcntl.ioctl(inquirer, _SIOCGIFFLAGS, request)
-        except OSError:
-            return False
-    flags: int = struct.unpack_from("H", answer, _IFNAMSIZ)[0]
+        return fcntl.ioctl(inquirer, request, struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), 0))[_IFNAMSIZ:]
+
+
+def is_running(name: str) -> bool:
+    """Whether an interface is there, up, and has a carrier (IFF_RUNNING); starts no process."""
+    try:
+        flags: int = struct.unpack_from("H", _inquire(_SIOCGIFFLAGS, name))[0]
+    except OSError:
+        return False
     return bool(flags & _IFF_RUNNING)
+
+
+def first_address(name: str) -> IPv4Address | None:
+    """Return the first IPv4 address of an interface, None if there is none; starts no process."""
+    try:
+        return IPv4Address(_inquire(_SIOCGIFADDR, name)[4:8])
+    except OSError:
+        return None
 
 
 def require_carrier(name: str) -> None:

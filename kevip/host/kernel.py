@@ -1,4 +1,4 @@
-"""What the kernel lets this process do: capabilities, IP forwarding, and what others see of it."""
+"""What the kernel lets this process do: capabilities, IP forwarding, what others see of it; and since when it runs."""
 
 import ctypes
 import os
@@ -18,6 +18,11 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _ARG_START, _ARG_END = 48, 49
 """Fields of /proc/self/stat (proc(5))."""
+
+
+def uptime() -> float:
+    """Return the seconds since the boot, suspended ones too, as a shell reads them: the same for all processes here."""
+    return float(Path("/proc/uptime").read_text().split()[0])
 
 
 def missing_capabilities() -> list[str]:

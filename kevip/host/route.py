@@ -1,11 +1,14 @@
 """How this host reaches an address."""
 
 import json
+import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from kevip.errors import HostError
 from kevip.host import command
+
+_ANY_PORT = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +25,24 @@ class Route:
 
 
 def require(target: IPv4Address) -> Route:
-    """Return the route to an address; raises HostError if there is none."""
+    """Return the route to an address; raises HostError if there is none, CommandError if that is not to be had."""
     try:
         text = command.run_now(["ip", "-json", "route", "get", str(target)])
     except command.CommandError as error:
+        if error.exit_status is None:
+            raise
         raise HostError(f"no route to {target}: {' '.join(error.stderr.split())}: ip route get {target}") from None
     return parse(text)
+
+
+def problem(target: IPv4Address) -> str:
+    """Say why there is no route to an address, "" if there is one; a datagram socket knows, and starts no process."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(target), _ANY_PORT))
+        except OSError as error:
+            return f"no route to {target}: {error.strerror}: ip route get {target}"
+    return ""
 
 
 def default_interfaces() -> set[str]:

@@ -6,50 +6,89 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
+from time import monotonic, time
 
 BROADCAST = b"\xff" * 6
 
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_ARP = 0x0003, 0x0800, 0x0806
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
+_TIMESPEC = struct.Struct("@ll")
 _ETHERNET_HEADER = 14
 _ENOUGH = 2048
 """More bytes than a packet that interests us has."""
 
-_AT_ONCE = 512
-"""Packets to hear before other things have their turn: more than the socket's buffer holds."""
+_BUFFER = 4 << 20
+"""Bytes of packets that wait to be heard: a flood must not make us miss what counts. The default holds some 200."""
+
+_AT_ONCE = 64
+"""Packets to hear before other things have their turn."""
 
 Instruction = tuple[int, int, int, int]
 """Code, jump if true, jump if false, operand: classic BPF (linux/filter.h)."""
 
-_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x30, 0x28, 0x20, 0x15, 0x06
+_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _RETURN = 0x30, 0x28, 0x20, 0x06
+_LOAD_LENGTH, _LOAD_BEHIND = 0xB1, 0x50
+"""Remember the length of the IP header, and load a byte that far behind an offset."""
+
+_EQUAL, _ANY_BIT = 0x15, 0x45
+_FRAGMENT = 0x3FFF
+"""The bits of more fragments, and of a fragment's offset, in the IP header's fourth half-word."""
+
+_PACKET_TYPE, _VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030
+"""What the kernel knows of a packet, as offsets (SKF_AD_OFF in linux/filter.h)."""
+
+Test = tuple[list[Instruction], int, int, bool]
+"""What loads something, how to compare it, with what, and what has to come of that."""
 
 
-def carries_protocol(protocol: int) -> list[Instruction]:
-    """Return the filter for IPv4 packets of a protocol."""
+def _load(code: int, offset: int) -> Instruction:
+    return code, 0, 0, offset
+
+
+def _filter(tests: Sequence[Test]) -> list[Instruction]:
+    """Return the filter for what passes all tests: each that fails jumps to the end."""
+    program: list[Instruction] = [(_RETURN, 0, 0, _ENOUGH), (_RETURN, 0, 0, 0)]
+    for loads, compare, operand, wanted in reversed(tests):
+        away = len(program) - 1
+        jump = (compare, 0, away, operand) if wanted else (compare, away, 0, operand)
+        program = [*loads, jump, *program]
+    return program
+
+
+def _ours(*, outgoing: bool) -> list[Test]:
+    """Return tests for what this host sends, or receives, without a VLAN tag: what has one is of another network."""
     return [
-        (_LOAD_HALF, 0, 0, 12),
-        (_JUMP_EQUAL, 0, 3, _ETH_P_IP),
-        (_LOAD_BYTE, 0, 0, 23),
-        (_JUMP_EQUAL, 0, 1, protocol),
-        (_RETURN, 0, 0, _ENOUGH),
-        (_RETURN, 0, 0, 0),
+        ([_load(_LOAD_BYTE, _PACKET_TYPE)], _EQUAL, socket.PACKET_OUTGOING, outgoing),
+        ([_load(_LOAD_BYTE, _VLAN_TAG_PRESENT)], _EQUAL, 0, True),
     ]
+
+
+def adverts(protocol: int, group: IPv4Address, vhid: int, *, outgoing: bool) -> list[Instruction]:
+    """Return the filter for whole packets of an IPv4 protocol to a group, with an id as second byte of their payload.
+
+    The kernel does that for us: whoever is on the network can send any number of others.
+    """
+    return _filter([
+        *_ours(outgoing=outgoing),
+        ([_load(_LOAD_HALF, 12)], _EQUAL, _ETH_P_IP, True),
+        ([_load(_LOAD_BYTE, 23)], _EQUAL, protocol, True),
+        ([_load(_LOAD_WORD, 30)], _EQUAL, int(group), True),
+        ([_load(_LOAD_HALF, 20)], _ANY_BIT, _FRAGMENT, False),
+        ([_load(_LOAD_LENGTH, _ETHERNET_HEADER), _load(_LOAD_BEHIND, _ETHERNET_HEADER + 1)], _EQUAL, vhid, True),
+    ])  # fmt: skip
 
 
 def arp_from(address: IPv4Address) -> list[Instruction]:
-    """Return the filter for ARP packets, requests and replies, whose sender says that it has an address."""
-    return [
-        (_LOAD_HALF, 0, 0, 12),
-        (_JUMP_EQUAL, 0, 3, _ETH_P_ARP),
-        (_LOAD_WORD, 0, 0, 28),
-        (_JUMP_EQUAL, 0, 1, int(address)),
-        (_RETURN, 0, 0, _ENOUGH),
-        (_RETURN, 0, 0, 0),
-    ]
+    """Return the filter for ARP packets of others, requests and replies, whose sender says that it has an address."""
+    return _filter([
+        *_ours(outgoing=False),
+        ([_load(_LOAD_HALF, 12)], _EQUAL, _ETH_P_ARP, True),
+        ([_load(_LOAD_WORD, 28)], _EQUAL, int(address), True),
+    ])  # fmt: skip
 
 
 class Wire:
-    """A packet socket on an interface: hears what a filter lets through, also what this host sends; raises OSError.
+    """A packet socket on an interface: hears what a filter lets through; raises OSError.
 
     Unlike libpcap, which gives ucarp an advert up to 1 s late, it hears each packet when it comes.
     """
@@ -58,6 +97,9 @@ class Wire:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         try:
             self._attach(instructions)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            with suppress(OSError):  # who may not have more has what all have
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             self._socket.bind((interface, _ETH_P_ALL))
         except BaseException:
             self._socket.close()
@@ -78,15 +120,15 @@ class Wire:
         """Return what to select on."""
         return self._socket.fileno()
 
-    def hear(self) -> Iterator[tuple[bool, bytes]]:
-        """Yield packets that came, from their Ethernet header on, and whether this host sent them.
+    def hear(self) -> Iterator[tuple[float, bytes]]:
+        """Yield packets from their Ethernet header on, with the time at which they went by, by the monotonic clock.
 
         If there is no end of them, the rest is for the next call.
         """
         with suppress(OSError):  # no more of them, or the interface went down
             for _ in range(_AT_ONCE):
-                packet, sender = self._socket.recvfrom(_ENOUGH)
-                yield sender[2] == socket.PACKET_OUTGOING, packet
+                packet, told, _, _ = self._socket.recvmsg(_ENOUGH, socket.CMSG_SPACE(_TIMESPEC.size))
+                yield monotonic() - _age(told), packet
 
     def send(self, *, to: bytes, source: bytes, kind: int, payload: bytes) -> None:
         """Send an Ethernet frame; raises OSError."""
@@ -104,3 +146,13 @@ class Wire:
 def payload(packet: bytes) -> bytes:
     """Return what a packet holds behind its Ethernet header."""
     return packet[_ETHERNET_HEADER:]
+
+
+def _age(told: Sequence[tuple[int, int, bytes]]) -> float:
+    """Return how many seconds ago the kernel saw a packet; a wall clock set meanwhile must not make that negative."""
+    for level, kind, data in told:
+        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, nanoseconds = _TIMESPEC.unpack(data)
+            age: float = time() - seconds - nanoseconds / 1e9
+            return max(age, 0.0)
+    return 0.0

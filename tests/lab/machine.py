@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -96,13 +97,15 @@ class Machine:
         self._process.kill()
         self._process.wait()
         for path in sorted(self._cgroup.glob("**/"), reverse=True):
-            eventually(partial(_is_empty, path), what=f"processes in {path} end")
-            path.rmdir()
+            eventually(partial(_is_removed, path), what=f"processes in {path} end")
         shutil.rmtree(self._directory)
 
 
-def _is_empty(cgroup: Path) -> bool:
-    return not (cgroup / "cgroup.procs").read_text()
+def _is_removed(cgroup: Path) -> bool:
+    """Remove a cgroup, unless something is still there, be it the rest of a process that ends."""
+    with suppress(OSError):
+        cgroup.rmdir()
+    return not cgroup.exists()
 
 
 def _content(path: Path) -> bytes:

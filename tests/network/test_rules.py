@@ -6,8 +6,8 @@ from ipaddress import IPv4Address
 import pytest
 from lab.network import Namespace
 
-from kevip.host.firewall import BACKENDS, Backend
-from kevip.nat import Proxy, teardown
+from kevip.dataplane.iptables import BACKENDS, Backend, setup, teardown
+from kevip.dataplane.rules import Proxy
 
 TARGET = IPv4Address("192.0.2.9")
 VIP = IPv4Address("10.77.0.100")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def up(host: Namespace, backend: Backend, vip: IPv4Address = VIP, *, global_masquerade: bool = False) -> None:
-    text = Proxy(vip=vip, target=TARGET, global_masquerade=global_masquerade).setup()
+    text = setup(Proxy(vip=vip, target=TARGET, global_masquerade=global_masquerade))
     host.run(f"iptables-{backend}-restore", "--noflush", "--wait=4", stdin=text)
 
 

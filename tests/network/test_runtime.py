@@ -64,7 +64,7 @@ def test_a_daemon_without_a_link_is_live_but_not_ready(
     status, said = probe(replica, "ready")
     assert (status, "not in the election" in said) == (1, True)
     assert probe(replica, "live") == (0, "")
-    assert replica.state()["reason"] == "its interface went down, or lost the carrier"
+    assert replica.state()["reason"] == "unlinked"
     link(network, node, "up")
     eventually(lambda: probe(replica, "ready")[0] == 0, what="it is ready again")
 
@@ -100,15 +100,15 @@ def test_a_probe_that_there_is_not_is_refused(host: Namespace, start: Start, arg
 def test_the_runtime_file_says_who_is_master_and_why(network: Network, start: Start) -> None:
     replicas = {node: start(node).ready() for node in network.nodes}
     first = network.settled()
-    assert replicas[first].state()["reason"] == "no master was heard"
+    assert replicas[first].state()["reason"] == "alone"
     replicas.pop(first).stop()
     second = network.settled()
-    assert replicas[second].state()["reason"] == "the master said goodbye"
+    assert replicas[second].state()["reason"] == "goodbye"
     [third] = [node for node in replicas if node != second]
     assert list(replicas[third].state()["peers"]) == [second.addresses()[0][1].split("/")[0]]
     replicas.pop(second).kill()
     network.vanish(second)
     assert network.settled() == third
     state = eventually(lambda: found if (found := replicas[third].state())["role"] == "master" else None)
-    assert (state["reason"], state["vip"], state["interface"]) == ("the master fell silent", VIP, "eth0")
+    assert (state["reason"], state["vip"], state["interface"]) == ("silence", VIP, "eth0")
     assert state["pid"] == replicas[third].process.pid

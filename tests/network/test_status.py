@@ -18,9 +18,10 @@ from lab.network import CLIENT, ROUTER, TARGET, VIP, VIP2, Namespace, Network, e
 from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import PORT, send_frame, tcp_source
 
+from kevip.dataplane.iptables import setup
+from kevip.dataplane.rules import Proxy
 from kevip.election.carp import Advert, Group, Interval, build
 from kevip.election.ucarp import key
-from kevip.nat import Proxy
 
 Start = Callable[..., Replica]
 
@@ -130,7 +131,7 @@ def test_what_a_killed_daemon_left_is_told_and_removed(network: Network, start: 
     replica = start(network.nodes[0]).master()
     before = add_canaries(replica.node)
     assert tcp_source(network.client, VIP) == VIP
-    replica.node.run("iptables-legacy-restore", "--noflush", stdin=proxy(VIP).setup())
+    replica.node.run("iptables-legacy-restore", "--noflush", stdin=setup(proxy(VIP)))
     replica.kill()
     code, text = status(replica)
     assert code == 1
@@ -160,7 +161,7 @@ def add_canaries(node: Namespace) -> dict[str, list[str]]:
     for backend in ("nft", "legacy"):
         node.iptables("-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE", backend=backend)
         node.iptables("-A", "FORWARD", "-m", "comment", "--comment", f"kevip:{VIP}0", "-j", "ACCEPT", backend=backend)
-        node.run(f"iptables-{backend}-restore", "--noflush", stdin=proxy(VIP2).setup())
+        node.run(f"iptables-{backend}-restore", "--noflush", stdin=setup(proxy(VIP2)))
         before[backend] = [rule for rule in node.rules()[backend] if VIP not in rule or f"{VIP}0" in rule]
     return before
 
@@ -234,7 +235,7 @@ def test_a_vip_or_rules_on_a_backup_are_told(network: Network, start: Start) -> 
         backup.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0", *lease)
         says(backup, "the VIP is on eth0, but this host is not master")
         backup.node.run("ip", "address", "delete", f"{VIP}/32", "dev", "eth0")
-        backup.node.run("iptables-nft-restore", "--noflush", stdin=proxy(VIP).setup())
+        backup.node.run("iptables-nft-restore", "--noflush", stdin=setup(proxy(VIP)))
         says(backup, "rules in iptables-nft, but this host is not master", within=8)
 
 
@@ -321,7 +322,7 @@ def test_where_there_is_no_kevip_that_is_a_problem(host: Namespace, tmp_path: Pa
 
 def test_every_vip_is_listed_also_one_of_which_only_rules_are_left(host: Namespace, start: Start) -> None:
     replica = start(host).master()
-    host.run("iptables-legacy-restore", "--noflush", stdin=proxy(VIP2).setup())
+    host.run("iptables-legacy-restore", "--noflush", stdin=setup(proxy(VIP2)))
     found = json.loads(invoke(host, "status", f"--run-dir={replica.run_dir}", "--json").stdout)
     assert [(each["vip"], each["ok"]) for each in found["vips"]] == [(VIP, True), (VIP2, False)]
     assert found["ok"] is False

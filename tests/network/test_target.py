@@ -1,6 +1,7 @@
 """A master that does not reach TARGET: who serves then, and that the VIP neither vanishes nor wanders."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,34 @@ def test_a_master_that_alone_is_cut_off_hands_over_and_stays_backup(network: Net
     assert network.settled() == third
 
 
+DRIPS = """
+import asyncio, contextlib
+
+async def drip(_, writer):
+    with contextlib.suppress(OSError):
+        while True:
+            writer.write(b"H")
+            await writer.drain()
+            await asyncio.sleep(0.3)
+
+async def main():
+    async with await asyncio.start_server(drip, port=8080) as server:
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+def test_a_target_that_answers_drop_by_drop_is_down(network: Network, start: Start) -> None:
+    server = network.target.popen(sys.executable, "-c", DRIPS)
+    try:
+        alone = start(network.nodes[0], **{**CHECK, "check": f"http://{TARGET}:8080/"}).master()
+        assert alone.logged("target.down")["problem"] == "no answer in time"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_a_stop_hands_over_to_a_peer_that_reaches_the_target(network: Network, start: Start) -> None:
     first, second, third = (
         start(node, advskew=skew, **CHECK).ready() for node, skew in zip(network.nodes, (1, 5, 20), strict=True)
@@ -92,7 +121,7 @@ def test_a_master_without_peers_keeps_the_vip_and_says_so(network: Network, star
     alone = start(network.nodes[0], **CHECK).master()
     with cut_off(network):
         alone.logged("handover.declined")
-        assert (alone.role(), alone.state()["reason"]) == ("master", "no peer that reaches TARGET took over")
+        assert (alone.role(), alone.state()["reason"]) == ("master", "kept")
         assert (len(alone.events("takeover.done")), network.holders()) == (1, [alone.node])
     eventually(lambda: health(alone), what="the target is reached again")
     assert (alone.role(), tcp_source(network.client, VIP)) == ("master", VIP)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kevip.host.address import LEASE
+from kevip.core.instance import LEASE
 from sim.world import Note
 
 if TYPE_CHECKING:
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 _TOGETHER = 4.0
 """Seconds for which two holders that hear each other may last."""
+
+_MOMENT = 1.0
+"""Seconds in which the VIP moves."""
 
 _GRACE = 0.5
 """Seconds by which things may be late: programs take time, and looks are rare."""
@@ -57,16 +60,21 @@ class Checker:
 
 
 class OneHolder(Checker):
-    """Of hosts that hear each other exactly one has the VIP, if one of them could serve."""
+    """Of hosts that hear each other exactly one has the VIP, if one of them could serve; a move takes a moment."""
 
     name = "one holder"
 
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._since = self.now
+
     def looked(self) -> None:
         course = self.course
-        if course.is_calm and course.is_whole() and course.able():
-            holders = [host.name for host in course.visible() if host.holds]
-            if len(holders) != 1:
-                self.fail(f"{' and '.join(holders) or 'nobody'} has the VIP")
+        holders = [host.name for host in course.visible() if host.holds]
+        if len(holders) == 1 or not (course.is_calm and course.is_whole() and course.able()):
+            self._since = self.now
+        elif self.now - self._since > _MOMENT:
+            self.fail(f"{' and '.join(holders) or 'nobody'} has the VIP")
 
 
 class RulesFirst(Checker):
@@ -85,7 +93,8 @@ class HeldIfAdvertised(Checker):
     name = "held if advertised"
 
     def noted(self, note: Note, host: "Host") -> None:
-        if note.event == "ucarp.advert" and not host.holds and self.now - host.deleted > _REPAIR:
+        unguarded = host.node.is_frozen and any(not engine.is_guarded for engine in host.engines)  # two faults at once
+        if note.event == "ucarp.advert" and not host.holds and self.now - host.deleted > _REPAIR and not unguarded:
             self.fail(f"{note.host} advertises without the VIP")
 
 
@@ -132,7 +141,8 @@ class CalmHolder(Checker):
 
     def looked(self) -> None:
         course = self.course
-        self._was_calm = course.is_calm and course.is_whole() and not course.all_suffer()
+        well = all(host.reaches_target() for host in course.able())
+        self._was_calm = course.is_calm and course.is_whole() and well
 
     def noted(self, note: Note, host: "Host") -> None:
         if note.event == "vip.held" and self._was_calm and self.course.is_calm and host in self.course.visible():
@@ -140,7 +150,7 @@ class CalmHolder(Checker):
 
 
 class CommonFault(Checker):
-    """Where all hosts suffer the same, the VIP does not go round."""
+    """Where all hosts suffer the same, the VIP does not go round, but for --preempt, which moves it with each rank."""
 
     name = "common fault"
 
@@ -149,7 +159,8 @@ class CommonFault(Checker):
         self._moves: int | None = None
 
     def looked(self) -> None:
-        if not self.course.all_suffer():
+        preempts = any(host.settings.get("preempt") for host in self.course.hosts)
+        if preempts or not self.course.all_suffer():
             self._moves = None
         elif self._moves is None and sum(host.holds for host in self.course.hosts) == 1:
             self._moves = 0

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sim.checkers import CHECKERS, Failure
+from sim.daemon import Simulated, patched
 from sim.host import Host, Start
 from sim.network import CLIENT, Network
-from sim.today import Today, patched
 from sim.world import BOOT, Note, World
 
 SETTLING = 15.0
@@ -31,7 +31,7 @@ class Seen:
 class Course:
     """What happens in one world. ``disturbed`` is when something was done to it last."""
 
-    def __init__(self, seed: int, kevip: Start = Today) -> None:
+    def __init__(self, seed: int, kevip: Start = Simulated) -> None:
         self.world = World(seed)
         self.network = Network(self.world)
         self.kevip = kevip
@@ -131,7 +131,7 @@ class Course:
 
 
 @contextmanager
-def course(seed: int, kevip: Start = Today) -> Iterator[Course]:
+def course(seed: int, kevip: Start = Simulated) -> Iterator[Course]:
     """Give a new course of events, and end its processes at the end."""
     made = Course(seed, kevip)
     with patched(made.network):

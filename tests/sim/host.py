@@ -8,7 +8,7 @@ from itertools import count
 from math import inf
 from typing import Literal, Protocol
 
-from kevip.health import Answer
+from kevip.health.ask import Answer
 from sim.loop import COST, Loop
 from sim.network import Network, Wire
 from sim.tools import Tools
@@ -28,7 +28,7 @@ _PATIENCE = 3.0
 
 
 class Kevip(Protocol):
-    """What the simulation knows of a kevip on a host; ``kevip.daemon`` as it is now comes as ``sim.today``."""
+    """What the simulation knows of a kevip on a host; ``kevip.daemon`` comes as ``sim.daemon``."""
 
     @property
     def role(self) -> str:
@@ -150,6 +150,7 @@ class Node:
         self.stopping = False
         self.slowness = 0.0
         self.loop: Loop | None = None
+        self.beside: Process | None = None
 
     @property
     def runs(self) -> bool:
@@ -160,6 +161,11 @@ class Node:
     def is_live(self) -> bool:
         """Whether it runs, is meant to, and is not stopped."""
         return bool(self.process and not self.process.dead and not self.process.stopped and not self.stopping)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the process was stopped."""
+        return bool(self.process and not self.process.dead and self.process.stopped)
 
     @property
     def role(self) -> str:
@@ -196,9 +202,9 @@ class Node:
             return
         match number:
             case signal.SIGSTOP:
-                self.process.stop()
+                self._threads("stop")
             case signal.SIGCONT:
-                self.process.carry_on()
+                self._threads("carry_on")
             case signal.SIGKILL:
                 self._end(-number)
             case _:
@@ -217,15 +223,18 @@ class Node:
             engine.die(-signal.SIGKILL)
         self._host.wires.clear()
         self._host.note("daemon.ended", status=status)
-        if self.process:
-            self.process.kill()
+        self._threads("kill")
+
+    def _threads(self, action: Literal["stop", "carry_on", "kill"]) -> None:
+        for each in (self.process, self.beside):
+            if each and not each.dead:
+                getattr(each, action)()
 
 
 class Prober:
     """Drop-in for ``kevip.health.Prober``: asks as long as its process runs."""
 
-    def __init__(self, host: Host, question: Callable[[IPv4Address | None], Answer], *, interval: float) -> None:
-        del question  # it would ask the network that is there
+    def __init__(self, host: Host, *, interval: float) -> None:
         self._host, self._world = host, host.world
         self._process = host.node.process
         self._interval = interval

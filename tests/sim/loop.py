@@ -22,6 +22,10 @@ class Loop:
         self._due: dict[Action, float] = {}
         self.cost = COST
 
+    def now(self) -> float:
+        """Return the time."""
+        return self._world.now
+
     def _source(self, source: Readable | int) -> Source:
         return self._world.sources[source if isinstance(source, int) else source.fileno()]
 

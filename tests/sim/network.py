@@ -1,6 +1,7 @@
 """One switch: frames, as bytes, that are lost, late, doubled or cut off, and packet sockets that hear them."""
 
 import errno
+import socket
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,10 @@ _LATENCY = 0.0002
 _ROOM = 250
 """Packets that wait in a socket's queue, of the size of an advert; what comes then is dropped."""
 
-_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x30, 0x28, 0x20, 0x15, 0x06
+_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _LOAD_LENGTH, _LOAD_BEHIND = 0x30, 0x28, 0x20, 0xB1, 0x50
+_JUMP_EQUAL, _JUMP_ANY, _RETURN = 0x15, 0x45, 0x06
 _SIZES = {_LOAD_BYTE: 1, _LOAD_HALF: 2, _LOAD_WORD: 4}
+_TYPE, _VLAN = 0xFFFFF004, 0xFFFFF030
 
 
 class Network:
@@ -61,16 +64,21 @@ class Network:
                 self.world.after(late, partial(host.hear, frame))
 
 
-def accepts(program: Sequence[Instruction], frame: bytes) -> bool:
+def accepts(program: Sequence[Instruction], frame: bytes, *, outgoing: bool) -> bool:
     """Run a filter, in classic BPF, on a frame; raises NotImplementedError for what no filter of ours used so far."""
-    at = value = 0
+    known = {_TYPE: socket.PACKET_OUTGOING if outgoing else socket.PACKET_MULTICAST, _VLAN: 0}
+    at = value = length = 0
     while True:
         code, jump, otherwise, operand = program[at]
         at += 1
         if size := _SIZES.get(code):
-            value = int.from_bytes(frame[operand : operand + size])
-        elif code == _JUMP_EQUAL:
-            at += jump if value == operand else otherwise
+            value = known[operand] if operand in known else int.from_bytes(frame[operand : operand + size])
+        elif code == _LOAD_LENGTH:
+            length = (frame[operand] & 0xF) * 4 if len(frame) > operand else 0
+        elif code == _LOAD_BEHIND:
+            value = frame[length + operand] if len(frame) > length + operand else -1
+        elif code in (_JUMP_EQUAL, _JUMP_ANY):
+            at += jump if (value == operand if code == _JUMP_EQUAL else value & operand) else otherwise
         elif code == _RETURN:
             return operand > 0
         else:
@@ -86,7 +94,7 @@ class Wire:
         self._host = host
         self._instructions = instructions
         self._source = Source(host.world)
-        self._packets: deque[tuple[bool, bytes]] = deque()
+        self._packets: deque[tuple[float, bytes]] = deque()
         host.wires.append(self)
 
     @property
@@ -96,16 +104,16 @@ class Wire:
 
     def take(self, frame: bytes, *, outgoing: bool) -> None:
         """Queue a frame, if the filter lets it through and there is room."""
-        if len(self._packets) < _ROOM and accepts(self._instructions, frame):
-            self._packets.append((outgoing, frame))
+        if len(self._packets) < _ROOM and accepts(self._instructions, frame, outgoing=outgoing):
+            self._packets.append((self._host.world.now, frame))
             self._source.set()
 
     def fileno(self) -> int:
         """Return what to select on."""
         return self._source.fileno()
 
-    def hear(self) -> Iterator[tuple[bool, bytes]]:
-        """Yield what came, and whether this host sent it."""
+    def hear(self) -> Iterator[tuple[float, bytes]]:
+        """Yield what came, and when."""
         while self._packets:
             yield self._packets.popleft()
         self._source.clear()

@@ -1,21 +1,20 @@
-"""Random schedules of faults: no checker finds anything but what is known."""
+"""Random schedules of faults: no checker finds anything."""
 
 import pytest
 
 from sim.faults import failures, schedule
-from sim.today import DEFECTS
 
 _SEEDS, _AT_ONCE = 2000, 250
 
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _AT_ONCE))
 @pytest.mark.timeout(300)
-def test_nothing_fails_that_is_not_known(first: int) -> None:
+@pytest.mark.no_cover  # it would take twice as long, and the scenarios have been everywhere already
+def test_nothing_fails(first: int) -> None:
     """To see what is wrong: script/simulate --seed N."""
     found = {seed: failures(schedule(seed)) for seed in range(first, first + _AT_ONCE)}
     assert [
         f"script/simulate --seed {seed}: {each.checker}: {each.text}"
         for seed, failed in found.items()
         for each in failed
-        if each.checker not in DEFECTS
     ] == []

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
+from kevip.host import command
 from kevip.host.command import TIMEOUT, CommandError
+from sim.world import Process
 
 if TYPE_CHECKING:
     from sim.host import Host
@@ -16,6 +19,26 @@ USUAL: dict[str, float] = {"ip": 0.0015, "save": 0.003, "restore": 0.003, "connt
 """Seconds that each program takes."""
 
 _FOREVER = 2**32 - 1
+_SHORT = 0.1
+"""Seconds of a program that nobody kills meanwhile."""
+
+
+class _Program:
+    """A program that runs, as far as it can be killed."""
+
+    def __init__(self, parent: Process) -> None:
+        self._parent = parent
+        self.killed = False
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, as its parent."""
+        end = self._parent.world.now + seconds
+        while self._parent.world.now < end and not self.killed:
+            self._parent.sleep(min(0.05, end - self._parent.world.now) if seconds > _SHORT else seconds)
+
+    def kill(self) -> None:
+        """End it."""
+        self.killed = True
 
 
 class Tools:
@@ -48,13 +71,19 @@ class Tools:
         if behaviour == "fail":
             process.sleep(USUAL[name])
             raise CommandError(argv, 1, "it is made to fail")
+        scope = command._SCOPE.get()  # noqa: SLF001 - what runs in it shares its time
+        most = min(TIMEOUT, scope.left()) if scope else TIMEOUT
         seconds = TIMEOUT if behaviour == "hang" else float(behaviour)
-        if seconds >= TIMEOUT:
-            process.sleep(TIMEOUT)
-            raise CommandError(argv, None, f"stopped after {TIMEOUT:g} s")
+        program = _Program(process)
         done = list[str | CommandError]()
-        self._host.world.after(seconds, lambda: done.append(self._done(argv, stdin, boot)))  # also if kevip is killed
-        process.sleep(seconds)
+        if seconds < most:  # its effect comes also if kevip is killed meanwhile
+            self._host.world.after(
+                seconds, lambda: done.append("" if program.killed else self._done(argv, stdin, boot))
+            )
+        with scope.running(program) if scope else nullcontext():  # type: ignore[arg-type]
+            program.wait(min(seconds, most))
+        if program.killed or not done:
+            raise CommandError(argv, None, f"stopped after {most:.2g} s")
         if isinstance(done[0], CommandError):
             raise done[0]
         return done[0]
@@ -65,16 +94,24 @@ class Tools:
         except CommandError as error:
             return error
 
-    def _effect(self, argv: Sequence[str], stdin: str) -> str:
+    def _effect(self, argv: Sequence[str], stdin: str) -> str:  # noqa: C901, PLR0911 - one case for each program
         match argv:
             case ["ip", "-json", "address", "show"]:
                 return json.dumps(self._addresses())
+            case ["ip", "-json", "address", "show", "to", _]:
+                return json.dumps(self._leases())
             case ["ip", "-batch", "-"]:
                 return self._address(argv, stdin.split())
+            case ["ip", "-json", "-batch", "-"]:
+                before = json.dumps(self._leases())
+                self._address(argv, stdin.splitlines()[1].split())
+                return before
             case ["ip", "address", *_]:
                 return self._address(argv, list(argv)[1:])
             case ["ip", "-json", "route", "get", _]:
                 return self._route(argv)
+            case ["conntrack", "--dump", *_]:
+                return "0 flow entries have been shown."
             case ["conntrack", "--delete", *_]:
                 return ""
         return self._iptables(argv, stdin)
@@ -104,6 +141,9 @@ class Tools:
         flags = ["BROADCAST", "MULTICAST", *(["UP"] if host.link == "up" else [])]
         flags += [] if host.carrier else ["NO-CARRIER"]
         return [{"ifname": host.interface, "flags": flags, "link_type": "ether", "mtu": 1500, "addr_info": addresses}]
+
+    def _leases(self) -> list[dict[str, object]]:
+        return self._addresses() if self._host.lease else []
 
     def _address(self, argv: Sequence[str], words: list[str]) -> str:
         host, action = self._host, words[1]

@@ -39,10 +39,10 @@ class Ucarp:
         self.pid = host.pid()
         self.channel, self._errors, self._end = (Source(self._world) for _ in range(3))
         self.stderr, self.pidfd = self._errors.fileno(), self._end.fileno()
+        self.guard()
         self.killed = False
         self.status: int | None = None
         self._born = self._beaten = self._world.now
-        self._watchdog = True
         self._requests: list[Request] = []
         self._lines: list[str] = []
         self._tokens = count(1)
@@ -58,6 +58,22 @@ class Ucarp:
     def beat(self) -> None:
         """Tell the watchdog that the daemon is well."""
         self._beaten = self._world.now
+
+    def guard(self) -> None:
+        """Have a watchdog."""
+        self._barks = Source(self._world)
+        self.watchdog = self._barks.fileno()
+        self._watchdog = True
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether its watchdog lives."""
+        return self._watchdog
+
+    def guard_anew(self) -> None:
+        """Have another one."""
+        self.guard()
+        self._world.after(_WATCH, self._watch)
 
     def age(self) -> float:
         """Return for how many seconds this ucarp has run."""
@@ -113,6 +129,7 @@ class Ucarp:
     def lose_watchdog(self) -> None:
         """Have nobody who ends this if the daemon hangs."""
         self._watchdog = False
+        self._barks.set()
 
     def _watch(self) -> None:
         if not self._watchdog or self.status is not None:

@@ -1,10 +1,13 @@
 """How programs are run: what comes back, and what an error says."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -75,3 +78,98 @@ def test_kill_ends_a_child_once_and_twice() -> None:
     command.kill(child)
     assert child.stderr
     child.stderr.close()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[tuple[list[str], Callable[[], bool]]]:
+    """Give a script whose child hangs, with something on stderr, and what says whether the child lives."""
+    pids = tmp_path / "pids"
+
+    def lives() -> bool:
+        return pids.exists() and any(_lives(int(pid)) for pid in pids.read_text().split())
+
+    yield ["sh", "-c", f"echo here >&2; sleep 60 & echo $! $$ >{pids}; wait"], lives
+    for pid in pids.read_text().split() if pids.exists() else ():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _ends(lives: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while lives() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not lives()
+
+
+Hanging = tuple[list[str], Callable[[], bool]]
+
+
+@both
+def test_what_hangs_ends_with_its_children(run: Run, hanging: Hanging) -> None:
+    argv, lives = hanging
+    with mock.patch.object(command, "TIMEOUT", 0.5), pytest.raises(CommandError, match="did not end: stopped after"):
+        run(argv)
+    assert _ends(lives)
+
+
+def test_a_standby_that_says_something_and_hangs_ends_with_its_children(hanging: Hanging) -> None:
+    argv, lives = hanging
+    with command.Scope(0.5), pytest.raises(CommandError, match="did not end: stopped after"):
+        command.Standby(argv).run("")
+    assert _ends(lives)
+
+
+def test_a_standby_that_waits_ends_with_its_children_when_it_is_stopped(hanging: Hanging) -> None:
+    argv, lives = hanging
+    standby = command.Standby(argv)
+    standby.start()
+    while not lives():
+        time.sleep(0.01)
+    standby.stop()
+    assert _ends(lives)
+
+
+def test_all_that_is_run_in_a_scope_has_its_seconds_together() -> None:
+    begin = time.monotonic()
+    with command.Scope(0.5):
+        run_now(["sleep", "0.3"])
+        with pytest.raises(CommandError, match="stopped after"):
+            run_now(["sleep", "0.3"])
+        with pytest.raises(CommandError, match="stopped after 0 s"):
+            run_now(["true"])
+    assert time.monotonic() - begin < 5
+
+
+def test_a_scope_is_cancelled_by_another_thread() -> None:
+    with command.Scope(60) as scope:
+        threading.Timer(0.2, scope.cancel).start()
+        with pytest.raises(CommandError, match="exit status -9"):
+            run_now(["sleep", "60"])
+        with pytest.raises(CommandError, match="exit status -9"):
+            run_now(["sleep", "60"])
+
+
+def test_much_goes_in_and_comes_out() -> None:
+    text = "0123456789\n" * 100_000
+    assert run_now(["cat"], stdin=text) == text
+
+
+def test_a_program_that_reads_nothing_is_no_error() -> None:
+    assert run_now(["true"], stdin="0123456789" * 100_000) == ""
+
+
+def test_a_program_dies_with_the_process_that_runs_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    argv = ["sh", "-c", f"echo $$ >{pid}; exec sleep 60"]
+    script = f"from kevip.host.command import run_now; run_now({argv})"
+    with subprocess.Popen([sys.executable, "-c", script]) as daemon:
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        daemon.kill()
+    assert _ends(lambda: _lives(int(pid.read_text())))

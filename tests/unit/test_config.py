@@ -1,5 +1,6 @@
 """The settings: from flags, from variables, from both; what is refused, and that all of it is told at once."""
 
+import os
 import string
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from kevip import cli
 from kevip.config import RANGES, Config
+from kevip.dataplane.rules import Ports
 from kevip.errors import SettingsError
-from kevip.nat import Ports
 
 GOOD = {"vip": "10.0.0.100", "target": "192.0.2.9", "password": "secret"}
 
@@ -29,7 +30,7 @@ def run(arguments: list[str], env: dict[str, str]) -> Config:
     """Return the Config that the command line makes of arguments and variables."""
     with (
         mock.patch.dict("os.environ", {name.upper(): value for name, value in env.items()}, clear=True),
-        mock.patch.object(cli, "_serve") as serve,
+        mock.patch.object(cli, "serve") as serve,
         mock.patch("kevip.host.kernel.hide_argument"),
     ):
         cli.cli.main(arguments, standalone_mode=False, prog_name="kevip")
@@ -222,7 +223,8 @@ NOTHING = (
       for text in ("", "0", "65536", "80-70", "80/icmp", "http", "٨٠", "-1", "1-")),
     *(({"check": text}, f"--check (CHECK): {text!r} is none of tcp:PORT, icmp, http://HOST[:PORT]/PATH")
       for text in ("", "tcp", "tcp:0", "tcp:65536", "https://10.0.0.1/", "http://", "http://:80/", "http://10.0.0.1:x/",
-                   "http://user@10.0.0.1/", "http://:pw@10.0.0.1/", "http://10.0.0.1/\r\n", "ICMP")),
+                   "http://user@10.0.0.1/", "http://:pw@10.0.0.1/", "http://10.0.0.1/\r\n", "ICMP",
+                   "http://[::1/", "http://a..b/", f"http://{64 * 'x'}.example/")),
     ({"check": "icmp", "advskew": "204"},
      "--advskew (ADVSKEW): with --check (CHECK), 204 is too much: set one below 204"),
     ({"check_interval": "0"}, "--check-interval (CHECK_INTERVAL): '0' is not a whole number from 1 to 3600"),
@@ -285,10 +287,21 @@ def test_a_password_file_loses_one_trailing_line_break(tmp_path: Path, content: 
     assert read(flags | {"password_file": str(file)}, {}).password == password
 
 
-def test_refuses_a_password_file_that_cannot_be_read(tmp_path: Path) -> None:
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(("name", "problem"), [
+    ("none", "No such file or directory"),
+    (".", "not a regular file"),
+    ("fifo", "not a regular file"),
+    ("/dev/zero", "not a regular file"),
+    ("large", "larger than 65536 bytes"),
+])  # fmt: skip
+def test_refuses_a_password_file_that_cannot_be_read_to_its_end(tmp_path: Path, name: str, problem: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(bytes(65537))
+    file = tmp_path / name
     del (flags := dict(GOOD))["password"]
-    assert problems(flags | {"password_file": str(tmp_path)}) == [
-        f"--password-file (PASSWORD_FILE): cannot read {tmp_path}: Is a directory"
+    assert problems(flags | {"password_file": str(file)}) == [
+        f"--password-file (PASSWORD_FILE): cannot read {file}: {problem}"
     ]
 
 

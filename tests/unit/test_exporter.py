@@ -2,44 +2,48 @@
 
 import subprocess
 import sys
-from datetime import UTC, datetime
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from time import monotonic, time
 from typing import Any
 from unittest import mock
 
-from kevip import metrics
-from kevip.facts import Facts
-from kevip.host.firewall import Iptables
-from kevip.metrics import Exporter
-from kevip.record import Record, Role
-from kevip.runtime import HANGS, Report
+from kevip.core.messages import Role
+from kevip.dataplane.iptables import Iptables
+from kevip.status import metrics
+from kevip.status.metrics import Exporter
+from kevip.status.observe import Facts
+from kevip.status.record import HANGS, Health, Record
 
 VIP = IPv4Address("10.0.0.100")
 
 
 def record(**values: Any) -> Record:
-    return Record(vip=VIP, target=VIP + 1, vip_id=1, interface="eth0", iptables="iptables", patience=3, **values)
+    now = monotonic()
+    return Record(
+        vip=VIP, target=VIP + 1, vip_id=1, interface="eth0", iptables="iptables", patience=3,
+        started=now, since=now, turned=now, **values,
+    )  # fmt: skip
 
 
-def samples(health: dict[str, Any] | None = None, **facts: Any) -> dict[str, float]:
+def samples(health: Health | None = None, **facts: Any) -> dict[str, float]:
     """Return the samples without labels but vip that are exported for these facts."""
-    made = record()
-    report = Report.parse(made.as_json() | {"health": health}, datetime.now(UTC))
+    made = record(health=health)
     exporter = Exporter(made, Iptables("iptables"))
-    seen = Facts(vip=VIP, at=datetime.now(UTC), run_dir=Path("/run"), report=report, **facts)
+    seen = Facts(vip=VIP, at=monotonic(), run_dir=Path("/run"), report=made, **facts)
     with mock.patch.object(metrics, "Look") as look:
-        look.return_value.at.return_value = seen
+        look.return_value.of.return_value = seen
         found = [sample for family in exporter.collect() for sample in family.samples]
         assert look.call_count == 1
     return {sample.name: sample.value for sample in found if set(sample.labels) == {"vip"}}
 
 
 def test_the_health_of_target_is_there_if_it_is_checked() -> None:
-    health = {"check": "tcp:443", "up": True, "since": datetime.now(UTC).isoformat(), "round_trip_ms": 1.5}
+    health = Health(check="tcp:443", up=True, since=monotonic(), round_trip_ms=1.5)
     assert (found := samples(health))["kevip_target_up"] == 1
     assert found["kevip_target_round_trip_seconds"] == 0.0015
-    down = samples(health | {"up": False, "round_trip_ms": None, "problem": "timed out"})
+    down = samples(replace(health, up=False, round_trip_ms=None, problem="timed out"))
     assert down["kevip_target_up"] == 0
     assert "kevip_target_round_trip_seconds" not in down
     assert "kevip_target_up" not in samples()
@@ -49,19 +53,19 @@ def test_what_could_not_be_counted_is_not_shown_as_none() -> None:
     assert "kevip_conntrack_entries" not in samples(connections=None)
     assert samples(connections=0)["kevip_conntrack_entries"] == 0
     exporter = Exporter(record(), Iptables("iptables"))
-    flawed = Facts(vip=VIP, at=datetime.now(UTC), run_dir=Path("/run"), flaws=("cannot read nat",))
+    flawed = Facts(vip=VIP, at=monotonic(), run_dir=Path("/run"), flaws=("cannot read nat",))
     with mock.patch.object(metrics, "Look") as look:
-        look.return_value.at.return_value = flawed
+        look.return_value.of.return_value = flawed
         names = {family.name for family in exporter.collect()}
     assert "kevip_role" in names
     assert "kevip_rule_packets" not in names
 
 
 def test_a_few_peers_of_many_are_shown_those_heard_last() -> None:
-    peers = {VIP + number: datetime.fromtimestamp(number, UTC) for number in range(100)}
+    peers = {VIP + number: monotonic() - 100 + number for number in range(100)}
     families = {family.name: family for family in Exporter(record(peers=peers), Iptables("none")).collect()}
     shown = families["kevip_peer_last_advert_timestamp_seconds"].samples
-    assert [sample.value for sample in shown] == list(range(99, 83, -1))
+    assert [round(time() - sample.value) for sample in shown] == list(range(1, 17))
     assert families["kevip_peers"].samples[0].value == 100
 
 
@@ -82,5 +86,7 @@ def test_status_and_a_daemon_without_metrics_do_not_load_what_they_need() -> Non
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, kevip.cli; print(*sys.modules)"], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert "kevip.status" in loaded
-    assert [name for name in loaded if name.startswith(("prometheus_client", "kevip.metrics", "http.server"))] == []
+    assert "kevip.status.text" in loaded
+    assert [
+        name for name in loaded if name.startswith(("prometheus_client", "kevip.status.metrics", "http.server"))
+    ] == []

@@ -4,13 +4,17 @@ import http.server
 import select
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from functools import partial
 from ipaddress import IPv4Address
+from typing import NoReturn
 
 import pytest
 
-from kevip.health import Answer, Judge, Prober, ask, parse_check
+from kevip.health.ask import Answer, Asker, ask, parse_check
+from kevip.health.prober import Judge, Prober
 
 HERE = IPv4Address("127.0.0.1")
 TIMEOUT = 5.0
@@ -58,13 +62,78 @@ def test_a_page_that_does_not_come_is_waited_for_until_the_time_is_over() -> Non
     assert answer.problem == "no answer in time"
 
 
+@pytest.fixture(params=[b"", b"HTTP/1.1 200 OK\r\nX: "], ids=["status", "header"])
+def dripping(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Serve, on a port, an answer of which one byte comes every 50 ms, from its beginning or from a header on."""
+
+    def drip(server: socket.socket) -> None:
+        with server.accept()[0] as connection, suppress(OSError):
+            connection.sendall(request.param)
+            for byte in b"HTTP/1.1 200 OK\r\n" * 2:
+                time.sleep(0.05)
+                connection.sendall(bytes([byte]))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+
+
+def test_a_page_that_drips_is_waited_for_no_longer(dripping: int) -> None:
+    answer = ask(parse_check(f"http://127.0.0.1:{dripping}/"), None, 0.3, None)
+    assert answer == Answer(problem="no answer in time")
+
+
+@pytest.mark.parametrize(("sent", "problem"), [
+    (b"HTTP/1.0 200 OK\n\n", ""),
+    (b"HTTP/1.1 204\r\n", ""),
+    (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000, ""),
+    (b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", ""),
+    (b"HTTP/1.1 099 ?\r\n\r\n", "HTTP status 99"),
+    (b"HTTP/2 200\r\n\r\n", "no HTTP answer"),
+    (b"SSH-2.0-OpenSSH\r\n\r\n", "no HTTP answer"),
+    (b"", "no HTTP answer"),
+])  # fmt: skip
+def test_an_answer_is_read_as_far_as_its_head_goes(sent: bytes, problem: str) -> None:
+    requests = []
+
+    def answer(server: socket.socket) -> None:
+        with server.accept()[0] as connection:
+            requests.append(connection.recv(4096).decode())
+            with suppress(OSError):
+                connection.sendall(sent)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        port = server.getsockname()[1]
+        assert ask(parse_check(f"http://127.0.0.1:{port}?a=b#c"), None, TIMEOUT, None).problem == problem
+        thread.join()
+    assert requests == [f"GET /?a=b HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"]
+
+
 def test_an_echo_is_answered() -> None:
     assert ask(parse_check("icmp"), HERE, TIMEOUT, HERE).problem == ""
 
 
-@pytest.mark.parametrize("name", ["nowhere.invalid", "a..b", "x" * 64])
-def test_a_name_that_does_not_resolve_or_cannot_be_is_a_problem(name: str) -> None:
-    assert ask(parse_check(f"http://{name}/"), None, TIMEOUT, None).problem
+def test_a_name_that_does_not_resolve_is_a_problem() -> None:
+    assert ask(parse_check("http://nowhere.invalid/"), None, TIMEOUT, None).problem
+
+
+def test_a_name_that_is_not_resolved_in_time_leaves_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = threading.Event()
+
+    def resolve(*_: object) -> NoReturn:
+        resolved.wait()
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    before = threading.active_count()
+    asker = Asker(partial(ask, parse_check("http://name/"), None, 0.05), 0.05)
+    assert [asker.ask(None).problem for _ in range(5)] == ["no answer in time"] * 5
+    assert threading.active_count() == before + 1
+    resolved.set()
 
 
 def test_a_verdict_is_known_once_there_are_as_many_results_as_it_takes() -> None:
@@ -110,3 +179,26 @@ def test_a_prober_asks_again_and_again_from_where_it_is_told() -> None:
             prober.source = HERE
     assert heard[0] == Answer(seconds=1.0)
     assert (sources[0], sources[-1]) == (None, HERE)
+
+
+def test_a_question_that_hangs_is_told_and_its_late_answer_dropped() -> None:
+    asked, released, heard = [], threading.Event(), list[Answer]()
+
+    def question(source: IPv4Address | None) -> Answer:
+        asked.append(source)
+        if len(asked) == 1:
+            released.wait()
+            return Answer(problem="late")
+        return Answer(seconds=1.0)
+
+    def hear(prober: Prober, wanted: Callable[[Answer], object]) -> None:
+        while not any(map(wanted, heard)):
+            assert select.select([prober], [], [], TIMEOUT)[0]
+            heard.extend(prober.answers())
+
+    with closing(Prober(question, interval=0.01, patience=0.1)) as prober:
+        hear(prober, lambda _: len(heard) >= 3)
+        assert len(asked) == 1
+        released.set()
+        hear(prober, lambda answer: answer.seconds)
+    assert {answer.problem for answer in heard} == {"no answer in time", ""}

@@ -1,45 +1,41 @@
 """How the status is shown: in 80 columns whatever there is to say, and the same for programs."""
 
 import json
+from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import click
 import pytest
 
-from kevip.facts import Facts, Held
-from kevip.nat import Rule
-from kevip.record import Reason, Record, Role
-from kevip.runtime import Health, Report
-from kevip.status import Status, as_json, duration, is_ok, size, text
-from kevip.verdict import verdict
+from kevip.core.messages import Reason, Role
+from kevip.dataplane.iptables import Rule
+from kevip.status.observe import Facts, Held
+from kevip.status.prose import PROSE
+from kevip.status.record import Health, Record
+from kevip.status.text import Status, as_json, as_text, duration, is_ok, size
+from kevip.status.verdict import verdict
 
 VIP = IPv4Address("10.77.0.100")
-NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+NOW = 2e9
 WIDTH = 80
 
 
-def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
+def ago(seconds: float) -> float:
+    return NOW - seconds
 
 
 def rule(table: str, kind: str, action: str, packets: int, octets: int) -> Rule:
     return Rule(text=f"{table} -A KEVIP-{kind}-{VIP} -m x -j {action}", packets=packets, bytes=octets)
 
 
-RECORD = Record(
+REPORT = Record(
     vip=VIP, target=IPv4Address("203.0.113.10"), vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
     role=Role.MASTER, reason=Reason.GOODBYE, since=ago(11520), peers={IPv4Address("10.77.0.12"): ago(11521)},
+    started=ago(20000), turned=ago(1), transitions=3, repairs=Counter(rules=2, address=1),
+    bad_adverts=Counter(digest=5), health=Health(check="tcp:443", up=True, since=ago(11000), round_trip_ms=1.2),
 )  # fmt: skip
-RECORD.transitions[Role.MASTER, Reason.GOODBYE] = 3
-RECORD.repairs.update({"rules": 2, "address": 1})
-RECORD.bad_adverts["digest"] = 5
-REPORT = replace(
-    Report.parse(RECORD.as_json(), ago(1)),
-    health=Health(check="tcp:443", up=True, since=ago(11000), round_trip_ms=1.2),
-)
 RULES = (
     Rule(text=f"nat -A PREROUTING -m x -j KEVIP-DNAT-{VIP}", packets=99, bytes=9999),
     rule("nat", "DNAT", "DNAT --to-destination 203.0.113.10", 12, 720),
@@ -72,7 +68,7 @@ SHOWN = """\
 
 
 def shown(facts: Facts) -> str:
-    return click.unstyle(text([Status(facts, verdict(facts))], privileged=True))
+    return click.unstyle(as_text([Status(facts, verdict(facts))], privileged=True))
 
 
 def test_a_master_as_people_see_it() -> None:
@@ -83,15 +79,15 @@ def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
     vip = IPv4Address("255.255.255.255")
     report = replace(
         REPORT,
-        target=str(vip),
+        target=vip,
         role=Role.INIT,
-        reason=max(Reason, key=len),
+        reason=max(Reason, key=lambda each: len(PROSE[each])),
         since=ago(1e9),
         transitions=10**12,
         peers={vip - number: ago(1e8) for number in range(255)},
-        repairs=dict.fromkeys(("address", "forwarding", "rules"), 10**12),
-        bad_adverts=dict.fromkeys(("truncated", "malformed", "version", "ttl", "checksum", "digest"), 10**12),
-        rules=tuple(f"nat -A KEVIP-DNAT-{vip} {'x' * number}" for number in range(90)),
+        repairs=Counter(dict.fromkeys(("address", "forwarding", "rules"), 10**12)),
+        bad_adverts=Counter(dict.fromkeys(("truncated", "malformed", "version", "ttl", "checksum", "digest"), 10**12)),
+        rules=[f"nat -A KEVIP-DNAT-{vip} {'x' * number}" for number in range(90)],
         health=Health(check="http://" + "x" * 200, up=False, since=ago(1e9), problem="y" * 200),
     )
     held = tuple(Held(interface="i" * 15, prefix=32, seconds=number) for number in (None, 4 * 10**9))
@@ -110,13 +106,13 @@ def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
 
 def test_what_a_killed_daemon_said_is_told_as_the_past() -> None:
     assert "role         was master when last heard of, 1 min 40 s ago" in shown(
-        replace(FACTS, running=False, report=replace(REPORT, written=ago(100)))
+        replace(FACTS, running=False, report=replace(REPORT, turned=ago(100)))
     )
 
 
 def test_without_a_vip_it_says_so() -> None:
-    assert click.unstyle(text([], privileged=True)).startswith("  PROBLEM no kevip runs on this host")
-    assert "sudo kevip status" in text([], privileged=False)
+    assert click.unstyle(as_text([], privileged=True)).startswith("  PROBLEM no kevip runs on this host")
+    assert "sudo kevip status" in as_text([], privileged=False)
     assert not is_ok([])
 
 
@@ -141,7 +137,8 @@ def test_durations_are_for_people(seconds: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(("octets", "shown"), [
-    (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1234567, "1.23 MB"), (10**9, "1 GB"), (5 * 10**15, "5000 TB"),
+    (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1234567, "1.23 MB"), (10**9, "1 GB"), (5 * 10**15, "5 PB"),
+    (2**64, "18.4 EB"),
 ])  # fmt: skip
 def test_sizes_are_for_people(octets: int, shown: str) -> None:
     assert size(octets) == shown

@@ -1,39 +1,37 @@
 """What facts come to: a problem of each kind, with what to do, and what is none."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kevip.facts import Facts, Held
-from kevip.nat import Rule
-from kevip.record import Reason, Record, Role
-from kevip.runtime import Health, Report
-from kevip.verdict import verdict
+from kevip.core.messages import Reason, Role
+from kevip.dataplane.iptables import Rule
+from kevip.status.observe import Facts, Held
+from kevip.status.record import Health, Record
+from kevip.status.verdict import verdict
 
 VIP = IPv4Address("10.0.0.100")
 PEER = IPv4Address("10.0.0.12")
-NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+NOW = 2e9
 RULES = tuple(Rule(text=f"nat -A KEVIP-DNAT-{VIP} -d {number} -j DNAT", packets=1, bytes=60) for number in range(3))
 HERE = Held(interface="eth0", prefix=32, seconds=5)
 
 
-def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
+def ago(seconds: float) -> float:
+    return NOW - seconds
 
 
-def report(role: Role = Role.MASTER, *, since: float = 100, written: float = 1, **peers: float) -> Report:
+def report(role: Role = Role.MASTER, *, since: float = 100, written: float = 1, **peers: float) -> Record:
     """Return a report; times are seconds ago, ``peer`` when the peer advertised."""
     heard = dict.fromkeys([PEER], ago(peers["peer"])) if peers else {}
-    record = Record(
+    return Record(
         vip=VIP, target=IPv4Address("192.0.2.9"), vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
-        role=role, reason=Reason.ALONE, since=ago(since), peers=heard,
+        role=role, reason=Reason.ALONE, since=ago(since), peers=heard, started=ago(1000), turned=ago(written),
         rules=[rule.text for rule in RULES] if role is Role.MASTER else [],
     )  # fmt: skip
-    return Report.parse(record.as_json(), ago(written))
 
 
 MASTER = Facts(
@@ -112,7 +110,7 @@ def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
     (with_health(MASTER, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
     (replace(BACKUP, link="interface eth0 is down: do this"), "interface eth0 is down", "do this"),
     (changed(BACKUP, reason=Reason.NOBODY, peers={}), "nobody holds the VIP", "log"),
-    (changed(MASTER, claims=("02:00:00:00:00:01",)), "02:00:00:00:00:01 answers ARP for the VIP too", "kevip check"),
+    (changed(MASTER, claims={"02:00:00:00:00:01": NOW}), "02:00:00:00:00:01 answers ARP for the VIP", "kevip check"),
     (with_health(changed(MASTER, target=None), DOWN), "what serves the VIP does not answer tcp:443", "peer"),
     (with_health(BACKUP, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
 ])  # fmt: skip

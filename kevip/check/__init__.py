@@ -1,0 +1,1 @@
+"""What would keep kevip from working here: what the start refuses, and what ``kevip check`` finds out besides."""

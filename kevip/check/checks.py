@@ -1,0 +1,155 @@
+"""All checks, in the order in which they are told. They change nothing, and send nothing but ARP probes and a ping."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from ipaddress import IPv4Address
+
+from kevip.check import election, rules, target, traffic
+from kevip.check.finding import Finding, failed, ok, warning
+from kevip.check.preflight import PACKAGES, Fitness, examine
+from kevip.config import Config
+from kevip.dataplane import conntrack
+from kevip.dataplane.iptables import ours
+from kevip.dataplane.lease import leases
+from kevip.election.carp import Group, Interval
+from kevip.election.ucarp import key
+from kevip.errors import KevipError
+from kevip.health.ask import Asker, Check, ask
+from kevip.host import kernel, lock, nftables, route
+from kevip.host.interface import Interface
+from kevip.status.runfile import StateFile
+
+PING = Check(kind="icmp")
+_PATIENCE = 2.0
+"""Seconds for TARGET to answer."""
+
+_LONGEST = 60.0
+"""Seconds to listen at most, if nobody says for how long."""
+
+
+def listening_time(config: Config) -> float:
+    """Return the seconds after which a silent group has no master: its adverts missed, and one more."""
+    return min((config.dead_ratio + 1) * config.advbase, _LONGEST)
+
+
+def diagnose(config: Config, seconds: float) -> Iterator[Finding]:
+    """Check this host and its network segment, listening there for some seconds.
+
+    What the start refuses is told in its words; what cannot be looked at because of that is left out.
+    """
+    fitness = examine(config)
+    yield from _start(config, fitness)
+    if place := fitness.placement:
+        here = next(each for each in fitness.interfaces if each.name == place.interface)
+        yield _kevip(config.vip, fitness.interfaces, fitness.saved)
+        yield from _place(config, here)
+        if "capabilities" not in fitness.problems:
+            yield from _attempt("election", _election(config, here, place.source, seconds))
+        if config.target:
+            yield from _attempt("route", _way(config.target, here, fitness.interfaces))
+    if config.target:
+        yield from _proxy(config, config.target, fitness)
+    else:
+        held = ok("service", "no TARGET: with --hold-only, something else on this host serves the VIP")
+        yield from _told(fitness, "service", held)
+        if config.check:
+            yield _answer(config.check, None)
+
+
+def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
+    """Yield what it takes to proxy the VIP to TARGET."""
+    if fitness.iptables:
+        yield from _told(fitness, "service", target.service(address, fitness.service))
+    if "capabilities" not in fitness.problems:
+        yield _answer(config.check, address)
+    if fitness.iptables:
+        yield from _rules(config.vip, fitness.saved, fitness.iptables[0].prefix)
+    yield traffic.loose(picks_up=conntrack.picks_up_connections())
+    yield traffic.fill(conntrack.fill())
+    yield traffic.sources(config.allow_from, config.vip)
+
+
+def _answer(check: Check | None, address: IPv4Address | None) -> Finding:
+    """Ask TARGET, or what serves a VIP that is only held: as the settings say, else by a ping."""
+    question = partial(ask, check or PING, address, _PATIENCE)
+    return target.answer(check, address, Asker(question, _PATIENCE).ask(None))
+
+
+def _attempt(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the findings, or why they could not be had."""
+    try:
+        yield from findings
+    except KevipError as error:
+        yield from (failed(check, problem) for problem in error.problems)
+    except OSError as error:
+        yield failed(check, f"cannot be looked at: {error.strerror or error}")
+
+
+def _told(fitness: Fitness, check: str, well: Finding) -> Iterator[Finding]:
+    """Yield what the start refuses, else how it is, if that is known."""
+    problems = fitness.problems.get(check)
+    if problems:
+        yield from (failed(check, problem) for problem in problems)
+    elif well.found:
+        yield well
+
+
+def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
+    """Yield what the start looks at."""
+    place, proxies = fitness.placement, fitness.placement and config.target
+    forwards = "on" if fitness.forwards else "off: kevip switches it on"
+    yield from _told(fitness, "programs", ok("programs", ", ".join(PACKAGES)))
+    yield from _told(fitness, "capabilities", ok("capabilities", ", ".join(kernel.CAPABILITIES)))
+    problem = StateFile(config.run_dir, config.vip).problem()
+    yield failed("run dir", problem) if problem else ok("run dir", str(config.run_dir))
+    where = f"{place.interface}, source address {place.source}" if place else ""
+    yield from _told(fitness, "interface", ok("interface", where))
+    yield from _told(fitness, "forwarding", ok("forwarding", f"IP forwarding is {forwards}" if proxies else ""))
+    chosen = f"{fitness.iptables[0].prefix}: {fitness.iptables[1]}" if fitness.iptables else ""
+    yield from _told(fitness, "iptables", ok("iptables", chosen))
+
+
+def _place(config: Config, here: Interface) -> Iterator[Finding]:
+    """Yield what is at the place of the VIP."""
+    if config.broadcast:
+        yield ok("multicast", "not needed with --broadcast")
+    elif here.multicast:
+        yield ok("multicast", f"{here.name} can; whether switches pass it (IGMP snooping) is not seen from here")
+    else:
+        yield warning(
+            "multicast",
+            f"{here.name} does not take multicast: adverts of peers may not be heard",
+            f"ip link set dev {here.name} multicast on; or --broadcast, on all hosts",
+        )
+
+
+def _kevip(vip: IPv4Address, interfaces: tuple[Interface, ...], saved: Mapping[str, str]) -> Finding:
+    """Say what kevip does here already; the VIP as a lease is its mark."""
+    here = bool(leases(interfaces, vip))
+    if lock.is_taken(vip):
+        return ok("kevip", f"runs here for VIP {vip}, as {'master' if here else 'backup'}")
+    if here or any(ours(text, vip) for text in saved.values()):
+        return ok("kevip", f"was killed here while it served VIP {vip}; the next start removes what is left")
+    return ok("kevip", f"does not run here for VIP {vip}")
+
+
+def _election(config: Config, here: Interface, source: IPv4Address, seconds: float) -> Iterator[Finding]:
+    group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
+    subnets = [each.ip.network for each in here.addresses]
+    heard = election.Listener(here.name, source, group, subnets).listen(seconds)
+    yield from election.judge(heard, group, Interval(config.advbase, config.advskew), config.dead_ratio)
+
+
+def _rules(vip: IPv4Address, saved: Mapping[str, str], chosen: str) -> Iterator[Finding]:
+    yield from rules.forwarding(saved, chosen, nftables.forward_chains())
+    yield rules.postrouting(saved.get(chosen, ""), vip, runs=lock.is_taken(vip))
+    yield from rules.matching(saved, vip)
+
+
+def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...]) -> Iterator[Finding]:
+    """Yield what is on the way to TARGET."""
+    way = route.require(address)
+    out = next((each.mtu for each in interfaces if each.name == way.interface), here.mtu)
+    yield target.route(address, way)
+    yield traffic.mtu(here.name, here.mtu, way, way.mtu or out)
+    yield from traffic.reverse_path(here.name, kernel.reverse_path_filter(here.name), way, route.default_interfaces())

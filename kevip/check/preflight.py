@@ -1,0 +1,153 @@
+"""The preflight: everything about this host that would keep kevip from working, told at once. Changes nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from kevip.config import Config
+from kevip.dataplane.iptables import Iptables, save_all, select
+from kevip.errors import HostError, KevipError
+from kevip.host import command, interface, kernel, kubernetes
+
+_Found = TypeVar("_Found")
+
+PACKAGES = {
+    "ucarp": "ucarp",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "setpriv": "util-linux",
+    "bash": "bash",
+}
+"""The programs that kevip runs, and the Debian packages that they come in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the preflight found: where the VIP belongs, and what it takes to serve it."""
+
+    placement: interface.Placement
+    iptables: Iptables
+    iptables_reason: str
+    forwards: bool
+
+
+@dataclass(slots=True)
+class Fitness:
+    """What was found out about this host, as far as that was possible, and the problems by what they are about.
+
+    ``saved`` is what ``iptables-save`` prints in each back end, ``service`` how kube-proxy handles a TARGET of its own.
+    """
+
+    placement: interface.Placement | None = None
+    interfaces: tuple[interface.Interface, ...] = ()
+    iptables: tuple[Iptables, str] | None = None
+    forwards: bool = True
+    saved: dict[str, str] = field(default_factory=dict)
+    service: kubernetes.Mode | None = None
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def attempt(self, about: str, program: str, action: Callable[[], _Found]) -> _Found | None:
+        """Return what the action finds, or note its problems. Without its program it is not tried."""
+        if not command.find(program):
+            return None
+        try:
+            return action()
+        except KevipError as error:
+            self.note(about, *error.problems)
+            return None
+
+    def note(self, about: str, *problems: str) -> None:
+        """Note problems, if there are any."""
+        if problems:
+            self.problems.setdefault(about, []).extend(problems)
+
+
+def preflight(config: Config) -> Host:
+    """Check this host; raises HostError with every problem found."""
+    found = examine(config)
+    if found.problems or not found.placement or not found.iptables:
+        raise HostError(*(problem for about in found.problems.values() for problem in about))
+    iptables, reason = found.iptables
+    return Host(placement=found.placement, iptables=iptables, iptables_reason=reason, forwards=found.forwards)
+
+
+def examine(config: Config) -> Fitness:
+    """Find out all that a start needs to know of this host."""
+    fitness = Fitness()
+    fitness.note(
+        "programs",
+        *(
+            f"{program} is not installed: apt-get install {package}"
+            for program, package in PACKAGES.items()
+            if not command.find(program)
+        ),
+    )
+    lacking = kernel.missing_capabilities()
+    fitness.note(
+        "capabilities",
+        *(
+            f"capability {name} is missing: run as root, in Docker with --cap-add {name}, "
+            f"in Kubernetes with securityContext.capabilities.add [{name}]"
+            for name in lacking
+        ),
+    )
+    fitness.interfaces = fitness.attempt("interface", "ip", interface.listing) or ()
+    if fitness.interfaces:
+        fitness.placement = fitness.attempt("interface", "ip", lambda: locate(config, fitness.interfaces))
+    if "NET_ADMIN" not in lacking:  # without it, the rules cannot be read anyway
+        fitness.iptables = fitness.attempt("iptables", "iptables", lambda: select(config.iptables))
+    if fitness.iptables:
+        fitness.saved = save_all()
+    if config.target:
+        if fitness.placement:
+            _examine_forwarding(fitness, fitness.placement.interface)
+        if fitness.interfaces and fitness.iptables:
+            _examine_target(fitness, config.target)
+    elif fitness.placement:
+        _examine_holding(fitness, config.vip, fitness.placement.interface)
+    return fitness
+
+
+def _examine_forwarding(fitness: Fitness, name: str) -> None:
+    fitness.forwards = kernel.forwards(name)
+    if not fitness.forwards and not kernel.may_forward(name):
+        fitness.note(
+            "forwarding",
+            "IP forwarding is off and /proc/sys is read-only here: sysctl -w net.ipv4.ip_forward=1 on the host",
+        )
+
+
+def _examine_target(fitness: Fitness, target: IPv4Address) -> None:
+    """See whether TARGET is a cluster-IP that a packet which was translated once cannot reach any more."""
+    fitness.service = kubernetes.mode_of(target, fitness.interfaces, fitness.saved.values())
+    if fitness.service in {kubernetes.Mode.IPTABLES, kubernetes.Mode.NFTABLES}:
+        fitness.note(
+            "service",
+            f"TARGET {target} is a cluster-IP, and kube-proxy is in {fitness.service} mode here: it translates in nat, "
+            "as kevip does, and a packet is translated once, so nothing would reach the Service: use --hold-only, and "
+            "list the VIP in the Service's status as its load-balancer IP; or run kube-proxy in IPVS mode",
+        )
+    elif fitness.service is kubernetes.Mode.IPVS and not kernel.ipvs_tracks():
+        fitness.note(
+            "service",
+            f"TARGET {target} is a cluster-IP, handled by IPVS without conntrack, so its connections would not get the "
+            "VIP as their source, and replies not find back: sysctl -w net.ipv4.vs.conntrack=1",
+        )
+
+
+def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:
+    """See whether this host would answer ARP for a VIP that kube-proxy has put on each node."""
+    if kubernetes.on_ipvs_interface(vip, fitness.interfaces) and kernel.answers_arp_for_all(name):
+        fitness.note(
+            "service",
+            f"kube-proxy, in IPVS mode, has VIP {vip} on each node, and this one answers ARP for it as backup too: set "
+            f"strictARP: true for kube-proxy (or sysctl -w net.ipv4.conf.{name}.arp_ignore=1)",
+        )
+
+
+def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> interface.Placement:
+    """Find where the VIP belongs among these interfaces, or those of this host now; raises HostError, CommandError."""
+    shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
+    return interface.place(interfaces or interface.listing(), config.vip, config.interface, shared=shared)

@@ -1,0 +1,116 @@
+"""Who has the VIP, as the neighbours see it: told by gratuitous ARP, and asked."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from kevip.dataplane.lease import LEASE
+from kevip.host.arp import Neighbours
+from kevip.log import Warn
+from kevip.loop import Loop
+
+ANNOUNCEMENTS = (0.1, 0.4, 0.5, 1.0, 2.0)
+"""Seconds between announcements of the VIP after a takeover: one ARP lost must not leave a neighbour behind."""
+
+REFRESH = 30.0
+"""Seconds between announcements, and between questions who else has the VIP, later on."""
+
+ANSWER = LEASE + 1.0
+"""Seconds after a question in which whoever claims the VIP has answered, and a host that lost it has it no more."""
+
+MANY = 10
+"""MAC addresses to tell apart: they can be forged."""
+
+OTHERS = "others"
+"""What stands for all further ones."""
+
+
+@dataclass(slots=True)
+class _Claim:
+    """When a host has claimed the VIP first, and last."""
+
+    first: float
+    last: float
+
+
+class Announcer:
+    """Announces the VIP while this host has it, and warns of others that claim it while no peer ``is_led``."""
+
+    def __init__(
+        self, loop: Loop, vip: IPv4Address, is_led: Callable[[], bool], warn: Warn, *, first: float = 2.5
+    ) -> None:
+        self._loop = loop
+        self._vip = vip
+        self._is_led = is_led
+        self._warn = warn
+        self._first = first
+        self._neighbours: Neighbours | None = None
+        self._pauses: list[float] = []
+        self._heard: dict[str, _Claim] = {}
+        self._asked = 0.0
+
+    @property
+    def claims(self) -> dict[str, float]:
+        """The MAC addresses that claim the VIP for longer than a lease, and when each did last."""
+        return {mac: claim.last for mac, claim in self._valid().items() if claim.last - claim.first > LEASE}
+
+    def attach(self, interface: str) -> None:
+        """Be on this interface from now on; raises OSError."""
+        self.detach()
+        self._neighbours = Neighbours(interface, self._vip)
+        self._loop.watch(self._neighbours, self._on_claims)
+        self._loop.after(self._first, self._ask)
+
+    def detach(self) -> None:
+        """Be on no interface."""
+        self._loop.cancel(self._ask)
+        self._heard.clear()
+        if self._neighbours:
+            self._loop.forget(self._neighbours)
+            self._neighbours.close()
+            self._neighbours = None
+
+    def announce(self) -> None:
+        """Tell the neighbours that the VIP is here: now, several times soon, and rarely later."""
+        self._pauses = list(ANNOUNCEMENTS)
+        self._announce_next()
+
+    def _announce_next(self) -> None:
+        if self._neighbours:
+            with suppress(OSError):
+                self._neighbours.announce()
+        self._loop.after(self._pauses.pop(0) if self._pauses else REFRESH, self._announce_next)
+
+    def hush(self) -> None:
+        """Announce no more."""
+        self._loop.cancel(self._announce_next)
+
+    def _ask(self) -> None:
+        """Ask who else has the VIP, and forget who has not answered the last time."""
+        self._heard = {mac: claim for mac, claim in self._valid().items() if claim.last >= self._asked}
+        self._asked = self._loop.now()
+        self._loop.after(ANSWER if self._heard else REFRESH, self._ask)
+        if self._neighbours:
+            with suppress(OSError):
+                self._neighbours.ask()
+
+    def _on_claims(self) -> None:
+        """Warn of a host that keeps claiming the VIP for longer than a lease."""
+        claims = self._neighbours.claims() if self._neighbours else []
+        heard, now = self._valid(), self._loop.now()
+        for mac in claims if not self._is_led() else ():
+            if not heard:
+                self._loop.after(ANSWER, self._ask)
+            name = mac if mac in heard or len(heard) < MANY else OTHERS
+            claim = heard.setdefault(name, _Claim(now, now))
+            claim.last = now
+            if claim.last - claim.first > LEASE:
+                hint = "this host claims the VIP and is no peer of ours"
+                self._warn("address.duplicate", name, mac=name, hint=hint)
+
+    def _valid(self) -> dict[str, _Claim]:
+        """Return the claims, none while a peer is heard as master: that is its right, and was before."""
+        if self._is_led():
+            self._heard.clear()
+        return self._heard

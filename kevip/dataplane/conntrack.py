@@ -1,0 +1,79 @@
+"""The kernel's connection tracking of what goes to the VIP."""
+
+import re
+from ipaddress import IPv4Address
+from pathlib import Path
+from time import monotonic
+
+from kevip.host import command
+
+_SYSCTL = Path("/proc/sys/net/netfilter")
+_LOOSE, _COUNT, _MAX = (_SYSCTL / f"nf_conntrack_{name}" for name in ("tcp_loose", "count", "max"))
+_NONE_DELETED, _EXPIRED = "0 flow entries have been deleted", "such conntrack doesn't exist"
+"""What ``conntrack`` fails with when there was nothing to delete, or no more of an entry that it had just listed."""
+
+PATIENCE = 2.0
+"""Seconds in which connections are deleted: a stop must not take longer where there are a hundred thousand."""
+
+
+def picks_up_connections() -> bool:
+    """Whether the kernel tracks a TCP connection from its middle: what lets it survive a failover."""
+    try:
+        return _LOOSE.read_text().strip() != "0"
+    except FileNotFoundError:
+        return True  # conntrack is not loaded yet, and on by default
+
+
+def fill() -> tuple[int, int] | None:
+    """Return how many connections are tracked, and how many can be; None if conntrack is not loaded yet."""
+    try:
+        return int(_COUNT.read_text()), int(_MAX.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def count(vip: IPv4Address) -> int:
+    """Return how many connections to the VIP are tracked; raises CommandError."""
+    # Its stdout may be long; the number is the last that it says.
+    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)])
+    return int(re.findall(r"(\d+) flow entries", said)[-1])
+
+
+def forget_untranslated(vip: IPv4Address) -> None:
+    """Delete connections to the VIP that were tracked before our rules were there; raises CommandError.
+
+    They are the ones whose replies are expected from the VIP itself. With such an entry, a process of this host that
+    used the VIP while it was elsewhere would get a reset.
+    """
+    _delete("--orig-dst", str(vip), "--reply-src", str(vip))
+
+
+def forget(vip: IPv4Address) -> int:
+    """Delete all connections to the VIP: if it comes back, none must be found here; return how many are left.
+
+    That is none, unless there are more than can be deleted in PATIENCE seconds. For VIPs that our rules translate only:
+    those of others are theirs. Raises CommandError.
+    """
+    try:
+        _delete("--orig-dst", str(vip))
+    except command.CommandError as error:
+        if error.exit_status is not None:
+            raise
+        return count(vip)
+    return 0
+
+
+def _delete(*conditions: str) -> None:
+    """Delete entries in PATIENCE seconds, again where one expired between its listing and its end."""
+    end = monotonic() + PATIENCE
+    while True:
+        try:
+            command.told_now(
+                ["conntrack", "--delete", "--family", "ipv4", *conditions], seconds=max(end - monotonic(), 0)
+            )
+        except command.CommandError as error:
+            if _EXPIRED in error.stderr:
+                continue
+            if _NONE_DELETED not in error.stderr:
+                raise
+        return

@@ -1,0 +1,78 @@
+"""Which rules proxy a VIP to its TARGET, by what they are for; a back end has their text.
+
+::
+
+                    mangle PREROUTING     nat PREROUTING        filter FORWARD     nat POSTROUTING
+   client ── VIP ──►──────────────────────► DNAT to TARGET ──────► ACCEPT ────────► SNAT to VIP ──► TARGET
+   master itself ─── nat OUTPUT: DNAT to TARGET ──────────────────────────────────► SNAT to VIP ──► TARGET
+   TARGET ── VIP ──► DROP what no                    (conntrack undoes DNAT and SNAT for replies)
+                     connection here expects
+   others ── VIP ──► DROP unless allowed
+                                             ports not listed:  filter INPUT: REJECT
+
+DNAT and DROP match only while the VIP is an address of this host, SNAT and ACCEPT only connections that came in for
+it: on a host that does not hold the VIP, rules that were left behind do nothing.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+
+class Part(StrEnum):
+    """What a rule is for, which says what it counts. The names are labels of metrics."""
+
+    GUARD = auto()
+    """Drops what opens no connection that we want, or belongs to none."""
+    REFUSE = auto()
+    """Refuses what is sent to other ports than those that are proxied."""
+    FORWARD = auto()
+    """Lets what is proxied pass."""
+    DNAT = auto()
+    """Sends it to TARGET."""
+    SNAT = auto()
+    """Gives it the VIP as its source."""
+    MASQUERADE = auto()
+    """Gives all that leaves this host its address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """TCP or UDP ports, from the first to the last of them."""
+
+    protocol: Literal["tcp", "udp"]
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        numbers = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return numbers if self.protocol == "tcp" else f"{numbers}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """What is sent to the VIP goes to the target, which sees it come from the VIP.
+
+    With ``global_masquerade``, everything that leaves this host is masqueraded instead, as older set-ups expect. With
+    ``ports``, what is sent to others is refused. With ``allow_from``, what others send is dropped; ``here`` is this
+    host's address there, for its own processes send to the VIP from the VIP. Without a target there are no rules.
+    """
+
+    vip: IPv4Address
+    target: IPv4Address | None
+    here: IPv4Address | None = None
+    global_masquerade: bool = False
+    ports: tuple[Ports, ...] = ()
+    allow_from: tuple[IPv4Network, ...] = ()
+
+    @property
+    def allows_itself(self) -> bool:
+        """Whether processes of this host may use the VIP; what they then send is not seen by the guard."""
+        return not self.allow_from or any(self.here in network for network in self.allow_from if self.here)
+
+    @property
+    def sources(self) -> tuple[IPv4Network, ...]:
+        """The networks that may use the VIP, none if all may; this host among them sends from the VIP itself."""
+        itself = (IPv4Network(self.vip),) if self.allow_from and self.allows_itself else ()
+        return (*self.allow_from, *itself)

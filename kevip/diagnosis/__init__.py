@@ -1,1 +1,0 @@
-"""What ``kevip check`` finds out before kevip runs: the checks, one module for each thing that they look at."""

@@ -1,0 +1,72 @@
+"""Whether this host reaches TARGET, by all that is known of it: one input of the core, whose policy it is."""
+
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Address
+
+from kevip.core.messages import Event, Target
+from kevip.health.ask import Answer
+from kevip.health.prober import Judge, Prober
+from kevip.loop import Loop
+
+GLANCE = 0.5
+"""Seconds between looks at the route, which cost next to nothing."""
+
+
+class Watch:
+    """Hears a prober, if there is one, and looks at the route to TARGET, if there is a TARGET; tells Target.
+
+    ``vip`` is what to ask from while it is here; ``unrouted`` says why there is no route. ``told`` is called with each
+    answer, and whether TARGET is up.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one of its parts
+        self,
+        loop: Loop,
+        tell: Callable[[Event], None],
+        told: Callable[[Answer, bool], None],
+        *,
+        judge: Judge,
+        prober: Prober | None,
+        vip: IPv4Address | None,
+        unrouted: Callable[[], str] | None,
+    ) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._told = told
+        self._judge = judge
+        self._prober = prober
+        self._vip = vip
+        self._unrouted = unrouted
+        if unrouted:
+            loop.after(0, self._glance)
+        if prober:
+            loop.watch(prober, partial(self._on_answers, prober))
+
+    def _on_answers(self, prober: Prober) -> None:
+        for answer in prober.answers():
+            self._judge.hear(success=not answer.problem)
+            self._told(answer, self._judge.up)
+        self._say()
+
+    def serves(self, *, vip: bool) -> None:
+        """Ask from the VIP while this host serves it; of that, what was asked from elsewhere says nothing."""
+        if self._prober and self._vip:
+            source: IPv4Address | None = self._vip if vip else None
+            if vip and source != self._prober.source:
+                self._judge.doubt()
+            self._prober.source = source
+
+    def _glance(self) -> None:
+        self._loop.after(GLANCE, self._glance)
+        self._say()
+
+    def _say(self) -> None:
+        problem = self._unrouted() if self._unrouted else ""
+        answers = None if self._prober and not self._judge.known else self._judge.up
+        self._tell(Target(False, problem) if problem else Target(answers))
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._prober:
+            self._prober.close()

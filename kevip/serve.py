@@ -1,0 +1,150 @@
+"""Puts a daemon together from its settings and from what this host is, and runs it until a signal stops it."""
+
+import signal
+from functools import partial
+
+from kevip.check.preflight import Host, locate, preflight
+from kevip.config import Config, Endpoint
+from kevip.daemon import STOPS, Daemon, Parts
+from kevip.dataplane import conntrack
+from kevip.dataplane.announcer import Announcer
+from kevip.dataplane.iptables import Iptables
+from kevip.dataplane.plane import Plane
+from kevip.dataplane.rules import Proxy
+from kevip.election.standing import UcarpEngine
+from kevip.election.ucarp import Candidacy
+from kevip.errors import HostError, KevipError
+from kevip.health.ask import Answer, ask
+from kevip.health.prober import PATIENCE, Judge, Prober
+from kevip.health.watch import Watch
+from kevip.host import kernel, lock, route
+from kevip.loop import Loop
+from kevip.status.record import Health, Record
+from kevip.status.reporter import Reporter
+from kevip.status.runfile import StateFile
+
+
+def serve(config: Config) -> None:
+    """Run the daemon; raises KevipError.
+
+    A signal that comes before it runs is taken as soon as it does; one that comes when it has ended does nothing.
+    """
+    loop = Loop()
+    daemon = Daemon(loop, config.vip)
+    with loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
+        host = preflight(config)
+        kernel.drop_privileges()
+        with lock.take(config.vip):
+            plane, reporter = _build(config, host, loop, daemon)
+            if config.metrics:
+                _serve_metrics(config.metrics, reporter.record, host.iptables)
+            reporter.prepare()
+            _prepare(config, host, plane, reporter)
+            daemon.run()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:
+    """Give the daemon its parts; return those that are wanted before it runs."""
+    now = loop.now()
+    record = Record(
+        vip=config.vip,
+        target=config.target,
+        vip_id=config.vip_id,
+        interface=host.placement.interface,
+        iptables=host.iptables.prefix,
+        patience=config.advbase * config.dead_ratio + config.advskew / 256,
+        started=now,
+        turned=now,
+        since=now,
+        health=Health(check=str(config.check), since=now) if config.check else None,
+    )
+    proxy = Proxy(
+        vip=config.vip,
+        target=config.target,
+        here=host.placement.source,
+        global_masquerade=config.global_masquerade,
+        ports=config.ports,
+        allow_from=config.allow_from,
+    )
+    reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
+
+    def told(answer: Answer, up: bool) -> None:
+        reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem)
+
+    plane = Plane(proxy, host.iptables, loop, daemon, reporter.warn_once)
+    daemon.attach(
+        Parts(
+            engine=UcarpEngine(_candidacy(config, host), loop, reporter, daemon.tell, partial(locate, config)),
+            plane=plane,
+            announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
+            watch=Watch(
+                loop,
+                daemon.tell,
+                told,
+                judge=Judge(fall=config.check_fall, rise=config.check_rise),
+                prober=_prober(config),
+                vip=config.vip if config.target else None,
+                unrouted=partial(route.problem, config.target) if config.target else None,
+            ),
+            reporter=reporter,
+        )
+    )
+    return plane, reporter
+
+
+def _candidacy(config: Config, host: Host) -> Candidacy:
+    return Candidacy(
+        vip=config.vip,
+        vip_id=config.vip_id,
+        interface=host.placement.interface,
+        source=host.placement.source,
+        password=config.password,
+        advbase=config.advbase,
+        advskew=config.advskew,
+        dead_ratio=config.dead_ratio,
+        preempt=config.preempt,
+        broadcast=config.broadcast,
+    )
+
+
+def _prober(config: Config) -> Prober | None:
+    if not config.check:
+        return None
+    question = partial(ask, config.check, config.target, min(float(config.check_interval), PATIENCE))
+    return Prober(question, interval=config.check_interval)
+
+
+def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> None:
+    """Say what starts here, remove what a killed kevip left, and see to it that the host forwards."""
+    log, name = reporter.log, host.placement.interface
+    log.info(
+        "daemon.started",
+        target=str(config.target or "none: the VIP is only held"),
+        interface=name,
+        source=str(host.placement.source),
+        vip_id=config.vip_id,
+        advskew=config.advskew,
+        iptables=host.iptables.prefix,
+        iptables_reason=host.iptables_reason,
+    )
+    try:
+        if removed := plane.cleanup():
+            log.warning("leftovers.removed", what=removed)
+    except KevipError as error:
+        log.warning("leftovers.stay", error=str(error))
+    if not host.forwards:
+        kernel.enable_forwarding(name)
+        log.info("forwarding.enabled", sysctl="net.ipv4.ip_forward", interface=name)
+    if config.target and not conntrack.picks_up_connections():
+        hint = "a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
+        log.warning("conntrack.strict", hint=hint)
+
+
+def _serve_metrics(endpoint: Endpoint, record: Record, iptables: Iptables) -> None:
+    """Serve metrics from now on; raises HostError."""
+    try:
+        from kevip.status import metrics  # noqa: PLC0415 - it costs time, and needs a package that most do without
+    except ModuleNotFoundError:
+        raise HostError("--metrics (METRICS) needs prometheus-client: pip install 'kevip[metrics]'") from None
+    metrics.serve(endpoint, metrics.Exporter(record, iptables))

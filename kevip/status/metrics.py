@@ -1,0 +1,240 @@
+"""Metrics over HTTP, for Prometheus, and two probes: a thread of its own reads, and never makes the loop wait."""
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from http import HTTPStatus
+from io import BufferedReader, RawIOBase
+from itertools import accumulate
+from pathlib import Path
+from socketserver import ThreadingTCPServer
+from threading import Lock, Thread, active_count
+from time import monotonic, time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, MetricsHandler
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kevip.config import Endpoint
+from kevip.core.messages import Role
+from kevip.dataplane.iptables import Iptables
+from kevip.dataplane.plane import Kind
+from kevip.election.carp import FLAWS
+from kevip.errors import HostError, KevipError
+from kevip.log import logger
+from kevip.status.observe import Facts, Look
+from kevip.status.prose import PROSE
+from kevip.status.record import BUCKETS, HANGS, VERSION, Durations, Moment, Record
+from kevip.status.verdict import Verdict, verdict
+
+_SHARED = 1.0
+"""Seconds for which a look at the host serves all that ask: it starts three programs."""
+
+_MANY = 16
+"""Threads, and peers that are shown: whoever can send on the network can make up any number of either."""
+
+_PATIENCE = 5.0
+"""Seconds that a client has to ask, and then to take what it is sent."""
+
+_PARTS = ("dnat", "snat", "forward", "guard", "refuse")
+"""The parts of the rules that are shown as 0 where there are none, as on a backup."""
+
+
+_Family = type[GaugeMetricFamily | CounterMetricFamily]
+
+
+class Exporter(Collector):
+    """Makes metrics of what a daemon has seen and done, and of what is on its host when it is asked."""
+
+    def __init__(self, record: Record, iptables: Iptables) -> None:
+        self._record = record
+        self._iptables = iptables
+        self._lock = Lock()
+        self._facts: Facts | None = None
+        self._looked = -_SHARED
+
+    def alive(self) -> bool:
+        """Whether the daemon's loop turns."""
+        return monotonic() - self._record.turned < HANGS
+
+    def ready(self) -> Verdict:
+        """Whether this host takes part in the election, and all fits together."""
+        facts = self._look()
+        if not facts:
+            return Verdict(ok=False, text="this host's addresses cannot be listed")
+        if self._record.role not in {Role.MASTER, Role.BACKUP}:
+            return Verdict(ok=False, text=f"not in the election: {PROSE[self._record.reason]}")
+        return verdict(facts)
+
+    def _look(self) -> Facts | None:
+        """Look at the host, unless that was done just now; None if it cannot be."""
+        with self._lock:
+            if monotonic() - self._looked >= _SHARED:
+                self._looked, self._facts = monotonic(), None
+                try:
+                    look = Look(Path(), [self._iptables])
+                    self._facts = look.of(self._record.vip, self._record.snapshot(), monotonic())
+                except KevipError as error:
+                    logger().debug("metrics.incomplete", error=str(error))
+            return self._facts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics."""
+        for family in (*_of_daemon(self._record.snapshot()), *self._of_host()):
+            for sample in family.samples:
+                sample.labels["vip"] = str(self._record.vip)
+            yield family
+
+    def _of_host(self) -> Iterator[Metric]:
+        facts = self._look()
+        if not facts:
+            return
+        yield _gauge("address_present", "Whether kevip has the VIP on this host.", bool(facts.leased))
+        if not facts.flaws:
+            yield from _of_rules(facts)
+        if facts.connections is not None:
+            yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", facts.connections)
+        if facts.report and (health := facts.report.health):
+            yield _gauge("target_up", "Whether TARGET passes its check.", health.up)
+            if health.round_trip_ms is not None:
+                text = "How long TARGET took to answer."
+                yield _gauge("target_round_trip_seconds", text, health.round_trip_ms / 1000)
+
+
+def _of_daemon(record: Record) -> Iterator[Metric]:
+    roles = {each.value: each is record.role for each in Role}
+    yield _gauge("role", "The part that this host has in the election: 1 for one of them.", roles, "role")
+    entered = {(role, reason): times for role, each in record.entered.items() for reason, times in dict(each).items()}
+    yield _counter("transitions", "Changes to a role, by reason.", entered, "role", "reason")
+    yield _histogram("takeover", "From the hook of ucarp to rules and address in place.", record.takeovers)
+    yield _histogram("handover", "From the goodbye until another host was heard as master.", record.handovers)
+    yield _gauge("build_info", "The version that runs.", {VERSION: 1}, "version")
+    yield _gauge("start_time_seconds", "When it started (Unix time).", _date(record.started))
+    yield _gauge("loop_turn_timestamp_seconds", "When its loop last turned (Unix time).", _date(record.turned))
+    yield _counter("ucarp_starts", "How often it has started ucarp.", record.ucarp_starts)
+    repairs = dict.fromkeys(Kind, 0) | record.repairs
+    yield _counter("drift_repairs", "What others changed and it repaired, by kind.", repairs, "kind")
+    bad = dict.fromkeys(FLAWS, 0) | record.bad_adverts
+    yield _counter("bad_adverts", "Adverts heard that are damaged, forged or of others.", bad, "reason")
+    yield _gauge("peers", "Other hosts heard as master that have not said goodbye since.", len(record.peers))
+    latest = sorted(record.peers.items(), key=lambda each: each[1], reverse=True)[:_MANY]
+    heard = {str(peer): _date(heard) for peer, heard in latest}
+    name = "peer_last_advert_timestamp_seconds"
+    yield _gauge(name, f"When each of the last {_MANY} advertised (Unix time).", heard, "peer")
+
+
+def _date(moment: Moment) -> float:
+    """Return when that was, as Unix time."""
+    return time() - monotonic() + moment
+
+
+def _of_rules(facts: Facts) -> Iterator[Metric]:
+    counters = dict.fromkeys(_PARTS, (0, 0)) | facts.counters()
+    text = (
+        "Packets that rules matched since these are there. dnat, snat: the first of each connection; "
+        "forward: all that is forwarded, in both directions; guard: dropped; refuse: sent to other ports."
+    )
+    yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
+    octets = {part: octets for part, (_, octets) in counters.items()}
+    yield _counter("rule_bytes", "Bytes of the packets that rules matched.", octets, "rule")
+
+
+def _metric(kind: _Family, name: str, text: str, values: Mapping[Any, float] | float, *labels: str) -> Metric:
+    """Return a metric with one value, or with one for each value of a label, or of several."""
+    family = kind(f"kevip_{name}", text, labels=labels)
+    for each, number in values.items() if isinstance(values, Mapping) else [((), values)]:
+        family.add_metric([each] if isinstance(each, str) else each, number)
+    return family
+
+
+_gauge, _counter = partial(_metric, GaugeMetricFamily), partial(_metric, CounterMetricFamily)
+
+
+def _histogram(name: str, text: str, durations: Durations) -> Metric:
+    bounds = [*map(str, BUCKETS), "+Inf"]
+    buckets = list(zip(bounds, accumulate(tuple(durations.counts)), strict=True))
+    return HistogramMetricFamily(f"kevip_{name}_duration_seconds", text, buckets=buckets, sum_value=durations.seconds)
+
+
+class _Question(RawIOBase):
+    """What a client sends until its time is up: a limit for each read would be none for all of them."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._end = monotonic() + _PATIENCE
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if (left := self._end - monotonic()) <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+class _Handler(MetricsHandler):
+    """Answers /metrics, /healthz and /readyz."""
+
+    exporter: Exporter
+
+    def setup(self) -> None:
+        """Read with a limit."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = BufferedReader(_Question(self.connection))
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        """Answer."""
+        self.connection.settimeout(_PATIENCE)
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                super().do_GET()
+            case "/healthz":
+                alive = self.exporter.alive()
+                self._say(Verdict(alive, "the loop turns" if alive else f"the loop has not turned for {HANGS:g} s"))
+            case "/readyz":
+                self._say(self.exporter.ready())
+            case _:
+                self.send_error(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz and /readyz")
+
+    def _say(self, said: Verdict) -> None:
+        self.send_response(HTTPStatus.OK if said.ok else HTTPStatus.SERVICE_UNAVAILABLE)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(f"{said}\n".encode())
+
+
+class _Server(ThreadingTCPServer):
+    """One thread for each request, up to a limit; all of them end with the process."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        del request, client_address
+        return active_count() < _MANY
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        del request
+        error = sys.exception()
+        if not isinstance(error, OSError):  # a client that is gone is no news
+            logger().warning("metrics.failed", client=str(client_address[0]), error=repr(error))
+
+
+def serve(endpoint: Endpoint, exporter: Exporter) -> None:
+    """Serve from now on, to the end of the process; raises HostError if nothing can listen there."""
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    handler = type("Handler", (_Handler,), {"registry": registry, "exporter": exporter})
+    family = socket.AF_INET6 if endpoint.host.version == 6 else socket.AF_INET  # noqa: PLR2004
+    server = type("Server", (_Server,), {"address_family": family})
+    try:
+        listening = server((str(endpoint.host), endpoint.port), handler)
+    except OSError as error:
+        raise HostError(
+            f"--metrics (METRICS): cannot listen on {endpoint}: {error.strerror}: take another port or address"
+        ) from None
+    Thread(target=listening.serve_forever, kwargs={"poll_interval": 3600.0}, daemon=True, name="metrics").start()

@@ -1,0 +1,143 @@
+"""What is: the facts about each VIP on this host, from what its daemon says and from the kernel. Changes nothing."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from kevip.dataplane import conntrack
+from kevip.dataplane.iptables import Iptables, Rule, counted, installed
+from kevip.errors import KevipError
+from kevip.host import interface, kernel, lock
+from kevip.host.command import run_now
+from kevip.status.record import Moment, Record
+from kevip.status.runfile import StateFile, reported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The VIP as an address of an interface; ``seconds`` are what is left of a lease, None if it is none of kevip's."""
+
+    interface: str
+    prefix: int
+    seconds: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that is known about a VIP here. ``rules`` are by back end; ``privileged``: they could be looked for.
+
+    ``at`` is when that was, by the clock of the report; ``link`` is what is wrong with its interface, ``flaws`` are
+    what could not be read, which should be readable.
+    """
+
+    vip: IPv4Address
+    at: Moment
+    run_dir: Path
+    privileged: bool = True
+    running: bool = True
+    link: str = ""
+    report: Record | None = None
+    held: tuple[Held, ...] = ()
+    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    connections: int | None = None
+    flaws: tuple[str, ...] = ()
+
+    def age(self, moment: Moment) -> float:
+        """Return how many seconds ago that was."""
+        return self.at - moment
+
+    @property
+    def leased(self) -> list[str]:
+        """The interfaces on which the VIP is a lease of kevip's."""
+        return [each.interface for each in self.held if each.seconds is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """The rules that its daemon has installed and are not there."""
+        if not self.report:
+            return []
+        present = {rule.text for rule in self.rules.get(self.report.iptables, ())}
+        return [rule for rule in self.report.rules if rule not in present]
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """Return packets and bytes by what the rules that matched them do."""
+        found: dict[str, tuple[int, int]] = {}
+        for rule in (rule for rules in self.rules.values() for rule in rules):
+            if rule.part:
+                packets, octets = found.get(rule.part, (0, 0))
+                found[rule.part] = packets + rule.packets, octets + rule.bytes
+        return found
+
+
+class Look:
+    """A look at this host, for any number of VIPs; raises CommandError if it cannot even list its interfaces."""
+
+    def __init__(self, run_dir: Path, backends: Iterable[Iptables] | None = None) -> None:
+        self._run_dir = run_dir
+        self._privileged = "NET_ADMIN" not in kernel.missing_capabilities()
+        self._running = lock.taken()
+        self._interfaces = interface.listing(run_now)
+        self._held = _held(self._interfaces)
+        self._flaws: dict[str, str] = {}
+        self._rules: dict[str, dict[IPv4Address, list[Rule]]] = {}
+        if self._privileged:
+            self._read_rules(installed().values() if backends is None else backends)
+
+    def _read_rules(self, backends: Iterable[Iptables]) -> None:
+        for each in backends:
+            try:
+                self._rules[each.prefix] = counted(each.save(run_now, counters=True))
+            except KevipError as error:
+                self._flaws[each.prefix] = str(error)
+
+    def vips(self) -> list[IPv4Address]:
+        """Return every VIP of which there is something here: a daemon, a runtime file, a lease or rules."""
+        leased = {vip for vip, held in self._held.items() if any(each.seconds is not None for each in held)}
+        ruled = {vip for each in self._rules.values() for vip in each}
+        return sorted(self._running | leased | reported(self._run_dir) | ruled)
+
+    def at(self, vip: IPv4Address) -> Facts:
+        """Return the facts about a VIP, with what its daemon says in its file."""
+        try:
+            return self.of(vip, StateFile(self._run_dir, vip).read(), kernel.uptime())
+        except KevipError as error:
+            return self.of(vip, None, kernel.uptime(), error.problems if self._privileged else ())
+
+    def of(self, vip: IPv4Address, report: Record | None, now: Moment, flaws: tuple[str, ...] = ()) -> Facts:
+        """Return the facts about a VIP; ``report`` is what its daemon says, ``now`` the time on that one's clock."""
+        if not self._rules or (report and report.iptables in self._flaws):
+            flaws += tuple(self._flaws.values())
+        return Facts(
+            vip=vip,
+            at=now,
+            run_dir=self._run_dir,
+            privileged=self._privileged,
+            running=vip in self._running,
+            report=report,
+            link=interface.link_problem(self._interfaces, report.interface) if report else "",
+            held=tuple(self._held.get(vip, ())),
+            rules={prefix: tuple(rules[vip]) for prefix, rules in self._rules.items() if vip in rules},
+            connections=_connections(vip) if self._privileged else None,
+            flaws=flaws,
+        )
+
+
+def _held(interfaces: Iterable[interface.Interface]) -> dict[IPv4Address, list[Held]]:
+    """Return all addresses of this host, by address."""
+    found: dict[IPv4Address, list[Held]] = {}
+    for each in interfaces:
+        for address in each.addresses:
+            vip = address.ip.ip
+            seconds = address.valid if address.is_lease(vip) else None
+            held = Held(interface=each.name, prefix=address.ip.network.prefixlen, seconds=seconds)
+            found.setdefault(vip, []).append(held)
+    return found
+
+
+def _connections(vip: IPv4Address) -> int | None:
+    """Return how many connections are tracked, None if that cannot be told."""
+    with suppress(KevipError):
+        return conntrack.count(vip)
+    return None

@@ -1,0 +1,144 @@
+"""What a daemon has seen and done since its start: the one schema of what it writes, as JSON, and others read."""
+
+import os
+from bisect import bisect_left
+from collections import Counter
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from functools import cache, partial
+from importlib.metadata import version
+from ipaddress import IPv4Address
+from time import time
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from kevip.core.messages import Reason, Role
+from kevip.host import kernel
+
+VERSION = version("kevip")
+
+HANGS = 15.0
+"""Seconds without a turn of the loop after which a daemon hangs: what it waits for may take 10 s. As in kevip-probe."""
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the classes of durations, in seconds; one more class has none."""
+
+Moment = Annotated[float, "moment"]
+"""Seconds of a clock that only goes forward: a daemon's own, or that since boot in what was read. A date in JSON."""
+
+
+@dataclass(slots=True)
+class Durations:
+    """How long something took, each time: how often in each class, and the sum of all, in seconds."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Note one more."""
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+
+@dataclass(slots=True, kw_only=True)
+class Health:
+    """What came of asking TARGET: the verdict and since when it is so; the last round trip, or what was wrong."""
+
+    check: str
+    up: bool = True
+    since: Moment
+    round_trip_ms: float | None = None
+    problem: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """Counts since the start of the daemon; ``peers`` says when each of them advertised last.
+
+    ``patience`` is the seconds without an advert after which a backup takes over, ``rules`` what a master has
+    installed, ``claims`` the MAC addresses of others that claim the VIP and when they last did, ``entered`` how often
+    each role was entered for which reason, and ``turned`` when the loop last turned.
+    """
+
+    vip: IPv4Address
+    target: IPv4Address | None
+    vip_id: int
+    interface: str
+    iptables: str
+    patience: float
+    pid: int = field(default_factory=os.getpid)
+    version: str = VERSION
+    started: Moment
+    turned: Moment
+    role: Role = Role.INIT
+    since: Moment
+    reason: Reason = Reason.STARTED
+    transitions: int = 0
+    entered: dict[Role, Counter[Reason]] = field(default_factory=dict)
+    peers: dict[IPv4Address, Moment] = field(default_factory=dict)
+    repairs: Counter[str] = field(default_factory=Counter)
+    bad_adverts: Counter[str] = field(default_factory=Counter)
+    ucarp_starts: int = 0
+    health: Health | None = None
+    rules: list[str] = field(default_factory=list)
+    claims: dict[str, Moment] = field(default_factory=dict)
+    takeovers: Durations = field(default_factory=Durations)
+    handovers: Durations = field(default_factory=Durations)
+
+    def snapshot(self) -> "Record":
+        """Return a copy that another thread may read: each collection is copied in one step."""
+        return replace(self, **{each.name: copy(getattr(self, each.name)) for each in fields(self)})
+
+
+def to_json(record: Record, now: Moment) -> dict[str, Any]:
+    """Return what JSON can hold of it; ``now`` is the time on its clock. No secret is in there.
+
+    ``uptime`` is ``turned`` as time since boot, so that the other dates can be read relative to it.
+    """
+    return {**_encode(record, Record, time() - now), "uptime": round(kernel.uptime() - now + record.turned, 2)}
+
+
+def from_json(said: Any, now: Moment) -> Record:
+    """Return what was written; ``now`` is the time since boot. Raises LookupError, TypeError, ValueError."""
+    turned = said["uptime"] if said["uptime"] <= now else 0.0  # else that was before this boot
+    record: Record = _decode(said, Record, turned - datetime.fromisoformat(said["turned"]).timestamp())
+    return record
+
+
+_kinds = cache(partial(get_type_hints, include_extras=True))
+"""Returns the fields of a dataclass, each with what it holds."""
+
+
+def _encode(value: Any, kind: Any, epoch: float) -> Any:
+    """Return what JSON can hold of a value; ``epoch`` is the Unix time at which its clock showed 0."""
+    if kind == Moment:
+        return datetime.fromtimestamp(value + epoch, UTC).isoformat()
+    if is_dataclass(value):
+        return {name: _encode(getattr(value, name), of, epoch) for name, of in _kinds(value.__class__).items()}
+    if isinstance(value, dict):
+        return {str(key): _encode(each, get_args(kind)[-1], epoch) for key, each in value.items()}
+    return str(value) if isinstance(value, IPv4Address) else value
+
+
+def _decode(said: Any, kind: Any, zero: float) -> Any:
+    """Return the value that was encoded; ``zero`` is what the clock to use showed at the start of Unix time."""
+    if kind == Moment:
+        return datetime.fromisoformat(said).timestamp() + zero
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is UnionType:
+        return None if said is None else _decode(said, inner[0], zero)
+    if not isinstance(said, _FORMS.get(origin, dict if is_dataclass(origin) else str)):
+        raise TypeError(f"{said!r} is no {kind}")
+    if is_dataclass(origin):
+        return kind(**{name: _decode(said[name], of, zero) for name, of in _kinds(kind).items()})
+    if origin is list:
+        return [_decode(each, inner[0], zero) for each in said]
+    if origin in {dict, Counter}:
+        key, each = (*inner, int)[:2]
+        return origin({_decode(name, key, zero): _decode(value, each, zero) for name, value in said.items()})
+    return origin(said)
+
+
+_FORMS: dict[Any, Any] = {bool: bool, int: int, float: (float, int), list: list, dict: dict, Counter: dict}
+"""What JSON makes of a type; of all others, text."""

@@ -1,0 +1,105 @@
+"""The runtime file of a VIP: what its daemon says of itself, for probes, ``kevip status`` and people."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from stat import S_ISREG
+
+from kevip.errors import HostError, KevipError
+from kevip.host import kernel
+from kevip.status.record import Moment, Record, from_json, to_json
+
+_MADE = ".made-by-kevip"
+"""What a directory holds that kevip has made, and so removes."""
+
+
+def reported(run_dir: Path) -> set[IPv4Address]:
+    """Return the VIPs that have a runtime file in the directory, if it can be read."""
+    found = set()
+    with suppress(OSError):
+        for path in run_dir.glob("*.json"):
+            with suppress(AddressValueError):
+                found.add(IPv4Address(path.stem))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """``VIP.json`` in the run directory, replaced as a whole at each change of role, and every few seconds."""
+
+    run_dir: Path
+    vip: IPv4Address
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.run_dir / f"{self.vip}.json"
+
+    def prepare(self) -> None:
+        """Create the run directory, for its owner only; raises HostError."""
+        try:
+            _make(self.run_dir)
+        except OSError as error:
+            raise HostError(f"cannot create {self.run_dir}: {error.strerror}: set --run-dir to another one") from None
+        if not os.access(self.run_dir, os.W_OK | os.X_OK):
+            raise HostError(f"{self.run_dir} is not writable: set --run-dir to another one")
+
+    def problem(self) -> str | None:
+        """Say why ``prepare`` would fail, without creating anything."""
+        places = self.run_dir, *self.run_dir.absolute().parents
+        nearest = next(path for path in places if os.access(path, os.F_OK))
+        fit = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+        return None if fit else f"{nearest} is not writable: set --run-dir to another one"
+
+    def write(self, record: Record, now: Moment) -> None:
+        """Replace the file; ``now`` is the time on the record's clock. Raises OSError."""
+        _make(self.run_dir)  # another kevip may have removed it
+        draft = self.path.with_suffix(".new")
+        draft.unlink(missing_ok=True)  # somebody may have put a link or a pipe there
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600), "w") as file:
+            file.write(json.dumps(to_json(record, now)) + "\n")
+        draft.replace(self.path)
+
+    def read(self) -> Record | None:
+        """Return what the daemon said last, None if there is no file; raises KevipError if it cannot be read."""
+        try:
+            return from_json(json.loads(_read(self.path)), kernel.uptime())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise KevipError(f"cannot read {self.path}: {error.strerror}") from None
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            raise KevipError(f"{self.path} is not what this version writes: restart its kevip") from None
+
+    def remove(self) -> bool:
+        """Remove the file, and the directories that kevip made if nobody else uses them; say whether there was a file.
+
+        Raises OSError.
+        """
+        there = self.path.exists()
+        for path in (self.path, self.path.with_suffix(".new")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for directory in (self.run_dir, *self.run_dir.parents):
+                if [path.name for path in directory.iterdir()] != [_MADE]:
+                    break
+                (directory / _MADE).unlink()
+                directory.rmdir()
+        return there
+
+
+def _make(directory: Path) -> None:
+    """Make a directory and those above it, and mark them as ours to remove, unless they are there; raises OSError."""
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)  # another kevip may make it, too
+        (directory / _MADE).touch(mode=0o600)
+
+
+def _read(path: Path) -> str:
+    """Return what is in a file, and in nothing that would have to be waited for; raises OSError, UnicodeDecodeError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:
+        return file.read() if S_ISREG(os.fstat(file.fileno()).st_mode) else ""

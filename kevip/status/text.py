@@ -1,0 +1,212 @@
+"""``kevip status``: the facts about the VIPs of this host and what they come to, as text for people and as JSON."""
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import click
+
+from kevip.host import kernel
+from kevip.status.observe import Facts, Look
+from kevip.status.prose import PROSE
+from kevip.status.record import HANGS, Record, to_json
+from kevip.status.verdict import Verdict, verdict
+
+WIDTH = 80
+_LABEL = 15
+_PEERS = 8
+"""Peers that are shown, those heard last: whoever can send on the network can make up any number."""
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+_SECOND_LOOK = 0.3
+"""Seconds after which a problem is looked at again: a takeover may have come between report and host."""
+
+AGAIN = 2.0
+"""Seconds between looks of ``--watch``: a daemon writes its report as often."""
+
+_TRAFFIC = {
+    "forward": ("forwarded", "both directions"),
+    "guard": ("dropped", "not expected or not allowed"),
+    "refuse": ("refused", "to other ports"),
+}
+"""The parts of the rules whose packets are shown: under which label, and what they are."""
+
+NONE = "PROBLEM no kevip runs on this host, and none left anything behind"
+NONE_SEEN = "PROBLEM none is seen, but only root sees all: sudo kevip status"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A VIP: what is known of it, and what that comes to."""
+
+    facts: Facts
+    verdict: Verdict
+
+
+def survey(run_dir: Path, vip: IPv4Address | None, *, again: bool = True) -> list[Status]:
+    """Return the status of each VIP of this host, or of one; raises CommandError."""
+    look = Look(run_dir)
+    found = [Status(facts, verdict(facts)) for facts in map(look.at, [vip] if vip else look.vips())]
+    if again and not all(each.verdict.ok for each in found):
+        sleep(_SECOND_LOOK)
+        return survey(run_dir, vip, again=False)
+    return found
+
+
+def as_text(found: Sequence[Status], *, privileged: bool) -> str:
+    """Return all of it for people, at most 80 columns wide, with colours that ``click.echo`` drops off a terminal."""
+    if not found:
+        return _conclusion(NONE if privileged else NONE_SEEN)
+    return "\n\n".join("\n".join(_block(each)) for each in found)
+
+
+def _block(status: Status) -> Iterator[str]:
+    yield click.style(str(status.facts.vip), bold=True)
+    yield _conclusion(str(status.verdict))
+    for label, value in _lines(status.facts):
+        first, further = f"  {label:{_LABEL - 2}}", " " * _LABEL
+        yield from textwrap.wrap(value, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
+
+
+def _conclusion(line: str) -> str:
+    word, _, rest = line.partition(" ")
+    wrapped = textwrap.fill(f"{word:8}{rest}", WIDTH - 2, subsequent_indent=" " * 10, break_on_hyphens=False)
+    return "  " + click.style(word, fg="green" if word == "OK" else "red", bold=True) + wrapped.removeprefix(word)
+
+
+def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Yield what is known, each with its label."""
+    report = facts.report
+    if report:
+        yield "role", _role(facts, report)
+        yield "target", _target(facts, report)
+    yield "address", _address(facts)
+    if facts.privileged:
+        yield "rules", _rules(facts)
+    yield from _traffic(facts)
+    if report:
+        yield "peers", _peers(facts, report)
+        yield "repairs", _counts(report.repairs)
+        yield "bad adverts", _counts(report.bad_adverts)
+
+
+def _role(facts: Facts, report: Record) -> str:
+    age = facts.age(report.turned)
+    if age > HANGS or not facts.running:
+        return f"was {report.role} when last heard of, {duration(age)} ago"
+    changes = f"{report.transitions} transition{'' if report.transitions == 1 else 's'}"
+    return f"{report.role} for {duration(facts.age(report.since))}: {PROSE[report.reason]}; {changes}"
+
+
+def _target(facts: Facts, report: Record) -> str:
+    health, subject = report.health, str(report.target or "none, the VIP is only held")
+    if not health:
+        return subject
+    subject, since = subject + ("" if report.target else "; what serves it"), duration(facts.age(health.since))
+    if health.up:
+        trip = "" if health.round_trip_ms is None else f" in {health.round_trip_ms:g} ms"
+        return f"{subject}, answers {health.check}{trip}, for {since}"
+    problem = f": {health.problem}" if health.problem else ""
+    return f"{subject}, does not answer {health.check} for {since}{problem}"
+
+
+def _address(facts: Facts) -> str:
+    return "; ".join(f"on {each.interface}, {_lease(each.seconds)}" for each in facts.held) or "not here"
+
+
+def _lease(seconds: int | None) -> str:
+    return "not by kevip" if seconds is None else f"expires in {seconds} s if not renewed"
+
+
+def _rules(facts: Facts) -> str:
+    placed = ", ".join(f"{len(rules)} in {prefix}" for prefix, rules in facts.rules.items()) or "none"
+    if missing := facts.missing:
+        return "; ".join([f"{placed}; {len(missing)} missing", *missing])
+    return f"{placed}, complete" if facts.report and facts.report.rules and facts.rules else placed
+
+
+def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Yield what goes through the rules. Of a connection, nat sees the first packet only."""
+    counters = facts.counters()
+    tracked = "" if facts.connections is None else f"{facts.connections} tracked now"
+    if "dnat" in counters:
+        tracked = f"{counters['dnat'][0]} new since the rules are there, {tracked}"
+    if tracked:
+        yield "connections", tracked
+    for part, (label, note) in _TRAFFIC.items():
+        if part in counters:
+            packets, octets = counters[part]
+            yield label, f"{packets} packet{'' if packets == 1 else 's'}, {size(octets)}, {note}"
+
+
+def _peers(facts: Facts, report: Record) -> str:
+    latest = sorted(report.peers.items(), key=lambda each: each[1], reverse=True)
+    shown = [f"{peer} (advert {duration(facts.age(heard))} ago)" for peer, heard in latest[:_PEERS]]
+    if more := len(latest) - len(shown):
+        shown.append(f"{more} more")
+    return ", ".join(shown) or "none heard: backups are silent"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items())) or "none"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the two largest units that fit, for people."""
+    if seconds < 10:  # noqa: PLR2004 - below it, tenths say something
+        return f"{max(seconds, 0):.1f} s"
+    whole = int(seconds)
+    units = [("d", whole // 86400), ("h", whole // 3600 % 24), ("min", whole // 60 % 60), ("s", whole % 60)]
+    first = next(number for number, (_, amount) in enumerate(units) if amount)
+    return " ".join(f"{amount} {unit}" for unit, amount in units[first : first + 2] if amount)
+
+
+def size(octets: int) -> str:
+    """Return bytes in the largest unit that fits, for people."""
+    power = min((len(str(octets)) - 1) // 3, len(_UNITS) - 1)
+    return f"{octets / 1000**power:.3g} {_UNITS[power]}"
+
+
+def as_json(found: Sequence[Status]) -> dict[str, Any]:
+    """Return all of it for programs; ``report`` is what the runtime file says."""
+    return {"ok": is_ok(found), "vips": [_as_json(each) for each in found]}
+
+
+def _as_json(status: Status) -> dict[str, Any]:
+    facts, report = status.facts, status.facts.report
+    held = [{"interface": each.interface, "lease_seconds": each.seconds, "prefix": each.prefix} for each in facts.held]
+    return {
+        "vip": str(facts.vip),
+        "ok": status.verdict.ok,
+        "verdict": status.verdict.text,
+        "running": facts.running,
+        "privileged": facts.privileged,
+        "report": to_json(report, kernel.uptime()) if report else None,
+        "report_age_seconds": round(facts.age(report.turned), 1) if report else None,
+        "addresses": held,
+        "rules": {prefix: [rule.text for rule in rules] for prefix, rules in facts.rules.items()},
+        "missing_rules": facts.missing,
+        "counters": {part: {"packets": counts[0], "bytes": counts[1]} for part, counts in facts.counters().items()},
+        "conntrack_entries": facts.connections,
+    }
+
+
+def is_ok(found: Sequence[Status]) -> bool:
+    """Whether there is a VIP, and no problem with any."""
+    return bool(found) and all(each.verdict.ok for each in found)
+
+
+def watch(show: Callable[[], bool]) -> bool:
+    """Show it again and again until Ctrl-C; return what was shown last."""
+    ok = False
+    with suppress(KeyboardInterrupt):
+        while True:
+            ok = show()
+            sleep(AGAIN)
+    return ok

@@ -1,0 +1,158 @@
+"""What the facts about a VIP come to: one line that says whether they fit together, and if not, what to do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kevip.core.messages import Reason, Role
+from kevip.host.kubernetes import IPVS_INTERFACE
+from kevip.status.observe import Facts
+from kevip.status.prose import PROSE
+from kevip.status.record import HANGS, Record
+
+SETTLING = 4.0
+"""Seconds in which what a change of role leaves behind is cleared away, and two masters have settled who stays it."""
+
+JOINING = 10.0
+"""Seconds in which a daemon has joined the election, as a rule."""
+
+_FRESH = 6.0
+"""Seconds for which a peer's advert says that it is master: reports are up to 2 s old, and adverts may be lost."""
+
+_LATE = 2.0
+"""Seconds that a report may be old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether all fits together, and what there is to say about it."""
+
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'OK' if self.ok else 'PROBLEM'} {self.text}"
+
+
+def verdict(facts: Facts) -> Verdict:
+    """Say whether role and host agree; of several problems, the one that explains most."""
+    problem = next(_problems(facts), "")
+    return Verdict(ok=not problem, text=problem or _well(facts))
+
+
+def _problems(facts: Facts) -> Iterator[str]:
+    if not facts.privileged:
+        yield "cannot tell: rules and reports need root (NET_ADMIN): sudo kevip status"
+    yield from _strangers(facts)
+    yield from _of_daemon(facts)
+    if report := facts.report:
+        yield from _of_role(facts, report)
+        yield from _of_target(report)
+
+
+def _strangers(facts: Facts) -> Iterator[str]:
+    """Say what others did that kevip does not touch."""
+    only_held = facts.report and not facts.report.target
+    for held in facts.held:
+        if held.seconds is None and not (only_held and held.interface == IPVS_INTERFACE):
+            here = f"{facts.vip}/{held.prefix} dev {held.interface}"
+            yield f"the VIP is on {held.interface}, but not by kevip: ip address delete {here}"
+
+
+def _of_daemon(facts: Facts) -> Iterator[str]:
+    """Say why the report of its daemon, if any, is not to be relied on."""
+    yield from facts.flaws
+    report, held = facts.report, [f"the VIP on {name}" for name in facts.leased]
+    left = " and ".join([*held, *(f"rules in {prefix}" for prefix in facts.rules)])
+    if not facts.running and left:
+        yield f"no kevip runs here, and one left {left}: start it, or: kevip cleanup --vip {facts.vip}"
+    elif not facts.running and report:
+        yield f"its kevip was killed: start it again, or: kevip cleanup --vip {facts.vip}"
+    elif not facts.running:
+        yield "no kevip serves this VIP here, and none left anything behind"
+    elif not report:
+        yield f"its kevip does not write to {facts.run_dir}: run this in its container, or with its --run-dir"
+    elif (age := facts.age(report.turned)) > HANGS:
+        pid, has = report.pid, f", and the host still has {left}" if left else ""
+        yield f"its kevip (process {pid}) hangs: silent for {age:.0f} s{has}: kill -KILL {pid}, and start it again"
+
+
+def _of_role(facts: Facts, report: Record) -> Iterator[str]:
+    if facts.link:
+        yield facts.link
+    led = any(facts.age(heard) < _FRESH for heard in report.peers.values())
+    if report.role in {Role.INIT, Role.BACKUP} and report.reason is Reason.NOBODY and not led:
+        yield (
+            "nobody holds the VIP: this host cannot serve it or was cut off, and no peer took over: "
+            "its log says why, at election.* and takeover.failed"
+        )
+    if report.role is Role.MASTER:
+        yield from _of_master(facts, report)
+    elif report.role is not Role.LEAVING:
+        yield from _of_others(facts, report)
+    if report.role is Role.INIT and facts.age(report.since) > JOINING:
+        reason = PROSE[report.reason]
+        yield f"it takes no part in the election ({reason}): its log says why, at ucarp.* and takeover.failed"
+    if report.role is Role.BACKUP and (silence := _silence(facts, report)) > 2 * report.patience + JOINING:
+        yield f"nobody advertises: no master was heard for {silence:.0f} s, yet this host stays backup: restart kevip"
+
+
+def _of_master(facts: Facts, report: Record) -> Iterator[str]:
+    if report.interface not in facts.leased:
+        yield f"it is master without the VIP on {report.interface}: if this stays for 5 s, its log says why (drift.*)"
+    if missing := facts.missing:
+        rules = f"{len(missing)} of {len(report.rules)} rules" if len(missing) < len(report.rules) else "its rules"
+        yield f"it is master without {rules}: if this stays for 5 s, its log says why (drift.*)"
+    if macs := ", ".join(report.claims):
+        yield f"{macs} answers ARP for the VIP too, and is no peer that is heard: kevip check says who it is"
+    lately = max(report.since + SETTLING, facts.at - _FRESH)
+    if rivals := ", ".join(str(peer) for peer, heard in report.peers.items() if heard > lately):
+        yield (
+            f"two masters: {rivals} advertises too, and one of them should yield: "
+            "look there with kevip status, and for packets lost on one way between the two"
+        )
+
+
+def _of_others(facts: Facts, report: Record) -> Iterator[str]:
+    """Say what only a master may have; the last one's rules go a second after its address."""
+    if facts.leased:
+        name = facts.leased[0]
+        yield (
+            f"the VIP is on {name}, but this host is not master: if this stays for 6 s: "
+            f"ip address delete {facts.vip}/32 dev {name}"
+        )
+    if facts.rules and facts.age(report.since) > SETTLING:
+        places = " and ".join(facts.rules)
+        yield f"rules in {places}, but this host is not master: if this stays for 10 s, its log says why (drift.*)"
+
+
+def _silence(facts: Facts, report: Record) -> float:
+    """Return for how many seconds a backup has heard no master."""
+    return min(facts.age(moment) for moment in (report.since, *report.peers.values()))
+
+
+def _of_target(report: Record) -> Iterator[str]:
+    health = report.health
+    if not health or health.up:
+        return
+    problem = f" ({health.problem})" if health.problem else ""
+    if report.target:
+        yield f"{report.target} does not answer {health.check}{problem}: look at it, and at the route to it"
+    elif report.role is Role.MASTER:
+        yield f"what serves the VIP does not answer {health.check}{problem}, here or on any peer"
+
+
+def _well(facts: Facts) -> str:
+    if not (report := facts.report):
+        raise TypeError("a daemon without a report is a problem")
+    match report.role:
+        case Role.MASTER:
+            return "this host serves the VIP"
+        case Role.LEAVING:
+            return "this host serves the VIP until another one has taken over"
+        case Role.BACKUP if report.peers and (silence := _silence(facts, report)) > report.patience + _LATE:
+            return f"no master was heard for {silence:.0f} s: one takes over soon"
+        case Role.BACKUP if report.peers:
+            master = max(report.peers, key=report.peers.__getitem__)
+            return f"{master} serves the VIP, this host is ready to take over"
+        case _:
+            return "it joins the election"

@@ -1,0 +1,188 @@
+"""The core: how a master hands over."""
+
+import pytest
+from dialogue import HOLDS, LETS_GO, OTHER, PEER, SLOW, leave, leaving, master, serves
+
+from kevip.core.instance import DRAIN, LEASE
+from kevip.core.messages import (
+    Apply,
+    EndEngine,
+    EndFarewell,
+    Enter,
+    Failed,
+    Farewell,
+    Hush,
+    Level,
+    Note,
+    Proceed,
+    Reason,
+    Role,
+    Says,
+    StartEngine,
+    Stop,
+    Unfit,
+    What,
+)
+from kevip.core.states import (
+    FIRST_RETRY,
+    Down,
+    Leaving,
+    Stopped,
+    Then,
+)
+
+TOLD_TO_STOP = [
+    EndEngine(),
+    Hush(),
+    Note(what=What.LEAVING, reason=Reason.STOPPED),
+    Enter(Role.LEAVING, Reason.STOPPED),
+]
+"""What a master does first that is told to stop."""
+
+
+def test_a_master_that_stops_serves_on_until_another_one_is_heard() -> None:
+    host = master()
+    host.hears(Says.YIELDS)
+    assert host.tell(Stop()) == [*TOLD_TO_STOP, Farewell(known=True), *HOLDS]
+    host.ended()
+    assert host.wait(1) == []
+    assert host.hears(Says.STAYS) == [
+        EndFarewell(),
+        Note(what=What.FOLLOWED, who=PEER, seconds=1),
+        *LETS_GO,
+        Enter(Role.INIT, Reason.FOLLOWED),
+    ]
+    assert host.state == Stopped()
+
+
+def test_a_master_that_stops_waits_longer_where_a_peer_is_known() -> None:
+    assert leaving(Then.STOP, known=True).state == Leaving(Then.STOP, 103.05, 103.05 + SLOW.farewell)
+    assert leaving(Then.STOP).state == Leaving(Then.STOP, 103.05, 103.05 + SLOW.farewell_alone)
+
+
+def test_a_master_that_stops_lets_go_when_nobody_takes_over_in_time() -> None:
+    host = leaving(Then.STOP)
+    host.wait(SLOW.farewell_alone - 0.01)
+    assert serves(host)
+    assert Enter(Role.INIT, Reason.NOBODY) in host.wait(0.01)
+    assert host.state == Stopped()
+
+
+def test_rules_outlive_the_address_where_another_host_serves() -> None:
+    host = leaving(Then.STOP)
+    host.hears(Says.STAYS)
+    assert Apply(Level.NONE) not in host.wait(DRAIN - 0.01)
+    assert Apply(Level.NONE) in host.wait(0.01)
+
+
+def test_rules_go_with_the_address_where_no_host_serves() -> None:
+    host = leaving(Then.STOP)
+    assert host.wait(SLOW.farewell_alone)[-1] == Apply(Level.NONE)
+
+
+def test_an_advert_of_before_the_goodbye_does_not_end_it() -> None:
+    host = master()
+    host.hears(Says.STAYS)
+    host.tell(Stop())
+    host.hears(Says.STAYS, of=OTHER, ago=0.01)
+    assert serves(host)
+
+
+@pytest.mark.parametrize("says", [Says.LEAVES, Says.YIELDS])
+def test_one_that_does_not_stay_is_no_heir(says: Says) -> None:
+    host = leaving(Then.STOP)
+    host.hears(says, after=0.5)
+    assert serves(host)
+
+
+def test_a_handover_is_not_given_to_a_host_whose_advert_came_before_it_yielded() -> None:
+    host = master()
+    host.hears(Says.STAYS)
+    host.hears(Says.YIELDS, after=0.01)
+    host.tell(Stop())
+    assert serves(host)
+
+
+def test_a_handover_is_not_given_to_a_rival_that_had_no_time_to_yield() -> None:
+    host = master()
+    host.hears(Says.STAYS)
+    host.tell(Stop())
+    assert serves(host)
+
+
+@pytest.mark.parametrize("then", [Then.STOP, Then.RETRY, Then.STAY])
+def test_a_master_lets_go_at_once_where_another_one_serves_already(then: Then) -> None:
+    host = master()
+    host.hears(Says.STAYS)
+    host.hears(Says.STAYS, after=1)
+    effects = leave(host, then)
+    begin = effects.index(Note(what=What.FOLLOWED, who=PEER))
+    assert effects[begin + 1 : begin + 3] == LETS_GO
+    assert not any(isinstance(effect, Farewell) for effect in effects)
+    assert type(host.state) is (Stopped if then is Then.STOP else Down)
+
+
+def test_a_host_that_has_fallen_silent_serves_no_more() -> None:
+    host = master()
+    host.hears(Says.STAYS)
+    host.hears(Says.STAYS, after=1)
+    host.tell(Stop(), after=SLOW.interval + 0.6)
+    assert serves(host)
+
+
+def test_a_host_whose_lease_has_ended_has_nothing_to_hand_over() -> None:
+    host = master()
+    assert host.tell(Stop(), after=LEASE) == [
+        EndEngine(), Note(what=What.NOBODY), *LETS_GO, Enter(Role.INIT, Reason.NOBODY)
+    ]  # fmt: skip
+    assert host.state == Stopped()
+
+
+def test_a_master_whose_engine_ended_hands_over_and_stands_again() -> None:
+    host = master()
+    assert Enter(Role.LEAVING, Reason.UCARP) in host.ended()
+    assert host.wait(1).count(StartEngine(2)) == 0
+    assert host.hears(Says.STAYS)[-2:] == [
+        Note(what=What.RETRY, seconds=FIRST_RETRY), Enter(Role.INIT, Reason.FOLLOWED)
+    ]  # fmt: skip
+    assert StartEngine(2) in host.wait(SLOW.patience)
+    assert host.demoted() == [Enter(Role.BACKUP, Reason.FOLLOWED), Proceed("down")]
+
+
+def test_a_leaving_master_that_is_told_to_stop_does() -> None:
+    host = leaving(Then.RETRY)
+    host.tell(Stop())
+    host.hears(Says.STAYS)
+    assert host.state == Stopped()
+
+
+def test_a_stopping_master_that_cannot_serve_stops_nevertheless() -> None:
+    host = leaving(Then.STOP)
+    host.tell(Unfit("no"), Failed(held=True))
+    host.hears(Says.STAYS)
+    assert host.state == Stopped()
+
+
+def test_a_leaving_master_that_has_lost_the_address_lets_go() -> None:
+    host = leaving(Then.STOP)
+    assert host.tell(Failed()) == [
+        EndFarewell(), Note(what=What.NOBODY), *LETS_GO, Enter(Role.INIT, Reason.NOBODY)
+    ]  # fmt: skip
+
+
+def test_a_leaving_master_does_not_renew_its_lease() -> None:
+    host = leaving(Then.STOP, known=True)
+    assert Apply(Level.HELD) not in host.wait(SLOW.farewell - 0.01)
+
+
+def test_a_handover_is_not_given_to_a_host_that_has_yielded_since_its_advert() -> None:
+    host = leaving(Then.STOP)
+    host.hears(Says.YIELDS, after=1)
+    host.hears(Says.STAYS, ago=0.5)
+    assert serves(host)
+
+
+@pytest.mark.parametrize("reason", [Reason.UNLINKED, Reason.MOVED])
+def test_a_master_says_why_its_engine_ended(reason: Reason) -> None:
+    host = master()
+    assert Enter(Role.LEAVING, reason) in host.ended(reason)

@@ -1,0 +1,225 @@
+"""The rules, literally, and their removal from what iptables-save prints."""
+
+import re
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from kevip.dataplane.iptables import counted, flaws, is_whole, ours, repair, setup, teardown
+from kevip.dataplane.rules import Ports, Proxy
+
+VIP = IPv4Address("10.0.0.100")
+TARGET = IPv4Address("192.0.2.9")
+
+GUARD_AND_FORWARD = """\
+*mangle
+:KEVIP-GUARD-10.0.0.100 - [0:0]
+-A KEVIP-GUARD-10.0.0.100 -s 192.0.2.9 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID \
+-m comment --comment kevip:10.0.0.100 -j DROP
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-GUARD-10.0.0.100
+COMMIT
+*filter
+:KEVIP-FWD-10.0.0.100 - [0:0]
+-A KEVIP-FWD-10.0.0.100 -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 -m comment --comment kevip:10.0.0.100 \
+-j ACCEPT
+-I FORWARD 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-FWD-10.0.0.100
+COMMIT
+"""
+
+SCOPED = (
+    GUARD_AND_FORWARD
+    + """\
+*nat
+:KEVIP-DNAT-10.0.0.100 - [0:0]
+:KEVIP-SNAT-10.0.0.100 - [0:0]
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m comment --comment kevip:10.0.0.100 \
+-j DNAT --to-destination 192.0.2.9
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100
+-I OUTPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100
+-A KEVIP-SNAT-10.0.0.100 -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 -m comment --comment kevip:10.0.0.100 \
+-j SNAT --to-source 10.0.0.100
+-I POSTROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-SNAT-10.0.0.100
+COMMIT
+"""
+)
+
+GLOBAL = (
+    GUARD_AND_FORWARD
+    + """\
+*nat
+:KEVIP-DNAT-10.0.0.100 - [0:0]
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m comment --comment kevip:10.0.0.100 \
+-j DNAT --to-destination 192.0.2.9
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100
+-I OUTPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100
+-A POSTROUTING -m comment --comment kevip:10.0.0.100 -j MASQUERADE
+COMMIT
+"""
+)
+
+
+@pytest.mark.parametrize(("global_masquerade", "text"), [(False, SCOPED), (True, GLOBAL)])
+def test_the_rules_are_these(global_masquerade: bool, text: str) -> None:
+    assert setup(Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade)) == text
+
+
+GUARDED = """\
+*mangle
+:KEVIP-GUARD-10.0.0.100 - [0:0]
+-A KEVIP-GUARD-10.0.0.100 -s 192.0.2.9 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID \
+-m comment --comment kevip:10.0.0.100 -j DROP
+-A KEVIP-GUARD-10.0.0.100 ! -d 10.0.0.100 -m comment --comment kevip:10.0.0.100 -j RETURN
+-A KEVIP-GUARD-10.0.0.100 -s 10.1.0.0/16 -m comment --comment kevip:10.0.0.100 -j RETURN
+-A KEVIP-GUARD-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED \
+-m comment --comment kevip:10.0.0.100 -j DROP
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-GUARD-10.0.0.100
+COMMIT
+*filter
+:KEVIP-IN-10.0.0.100 - [0:0]
+:KEVIP-FWD-10.0.0.100 - [0:0]
+-A KEVIP-IN-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED -p tcp \
+-m comment --comment kevip:10.0.0.100 -j REJECT --reject-with tcp-reset
+-A KEVIP-IN-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED \
+-m comment --comment kevip:10.0.0.100 -j REJECT
+-I INPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-IN-10.0.0.100
+"""
+
+DNAT = """\
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -p tcp -m tcp --dport 443:443 \
+-m comment --comment kevip:10.0.0.100 -j DNAT --to-destination 192.0.2.9
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -p udp -m udp --dport 53:54 \
+-m comment --comment kevip:10.0.0.100 -j DNAT --to-destination 192.0.2.9
+-I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100
+-A KEVIP-SNAT"""
+
+
+def test_sources_and_ports_are_limited_by_these_rules() -> None:
+    ports = (Ports("tcp", 443, 443), Ports("udp", 53, 54))
+    text = setup(Proxy(vip=VIP, target=TARGET, ports=ports, allow_from=(IPv4Network("10.1.0.0/16"),)))
+    assert text.startswith(GUARDED)
+    assert DNAT in text  # and no jump from OUTPUT: processes of this host are not allowed
+
+
+def test_processes_of_a_host_that_is_allowed_may_use_the_vip() -> None:
+    """They send from the VIP itself."""
+    here, networks = IPv4Address("10.1.2.3"), (IPv4Network("10.1.0.0/16"),)
+    text = setup(Proxy(vip=VIP, target=TARGET, here=here, allow_from=networks))
+    assert "-A KEVIP-GUARD-10.0.0.100 -s 10.0.0.100/32 -m comment --comment kevip:10.0.0.100 -j RETURN\n" in text
+    assert "-I OUTPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100\n" in text
+
+
+def test_without_a_target_there_are_no_rules() -> None:
+    assert setup(Proxy(vip=VIP, target=None)) == ""
+
+
+def test_the_longest_chain_name_fits_the_kernel() -> None:
+    text = setup(Proxy(vip=IPv4Address("100.100.100.100"), target=TARGET))
+    names = [line.split()[0][1:] for line in text.splitlines() if line.startswith(":")]
+    assert max(map(len, names)) <= 28
+
+
+SAVED = """\
+# Generated by iptables-nft-save v1.8.9 (nf_tables)
+*filter
+:INPUT DROP [3:180]
+:FORWARD ACCEPT [0:0]
+-A INPUT -p tcp -m comment --comment "kevip:10.0.0.1000 is not ours" -j ACCEPT
+COMMIT
+# Completed
+*nat
+:PREROUTING ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KEVIP-DNAT-10.0.0.100 - [0:0]
+:KEVIP-DNAT-10.0.0.10 - [0:0]
+-A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100
+-A PREROUTING -m comment --comment "kevip:10.0.0.10" -j KEVIP-DNAT-10.0.0.10
+-A POSTROUTING -m comment --comment kevip:10.0.0.100 -j MASQUERADE
+-A POSTROUTING -j MASQUERADE
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100/32 -m comment --comment "kevip:10.0.0.100" -j DNAT --to-destination 192.0.2.9
+-A KEVIP-DNAT-10.0.0.10 -d 10.0.0.10/32 -m comment --comment "kevip:10.0.0.10" -j DNAT --to-destination 192.0.2.9
+COMMIT
+"""
+
+
+def test_teardown_removes_what_is_ours_and_nothing_else() -> None:
+    disarm, delete = teardown(SAVED, VIP)
+    assert disarm.splitlines() == [
+        "*nat",
+        '-D PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100',
+        "-D POSTROUTING -m comment --comment kevip:10.0.0.100 -j MASQUERADE",
+        "-F KEVIP-DNAT-10.0.0.100",
+        "COMMIT",
+    ]
+    assert delete.splitlines() == ["*nat", "-X KEVIP-DNAT-10.0.0.100", "COMMIT"]
+
+
+@pytest.mark.parametrize("saved", ["", SAVED])
+def test_teardown_of_nothing_is_nothing(saved: str) -> None:
+    assert teardown(saved, IPv4Address("10.0.0.1")) == ("", "")
+
+
+WHOLE = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -m comment --comment "kevip:10.0.0.10" -j KEVIP-DNAT-10.0.0.10
+-A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100
+-A PREROUTING -j DOCKER
+-A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100/32 -m comment --comment "kevip:10.0.0.100" -j DNAT --to-destination 192.0.2.9
+COMMIT
+"""
+JUMP = '-A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100\n'
+RULE = WHOLE.splitlines(keepends=True)[5]
+
+
+@pytest.mark.parametrize(("saved", "wrong"), [
+    (WHOLE, []),
+    (WHOLE.replace(JUMP, ""), [f"nat rule missing: {JUMP.strip()}"]),
+    (WHOLE.replace(RULE, ""), [f"nat rule missing: {RULE.strip()}"]),
+    (WHOLE.replace(JUMP, "").replace("-j DOCKER\n", "-j DOCKER\n" + JUMP), ["nat PREROUTING: others before our jump"]),
+    (WHOLE.replace(RULE, RULE + "-A KEVIP-DNAT-10.0.0.100 -j RETURN\n"),
+     ["nat rule foreign: -A KEVIP-DNAT-10.0.0.100 -j RETURN"]),
+    ("", [f"nat rule missing: {JUMP.strip()}", f"nat rule missing: {RULE.strip()}"]),
+])  # fmt: skip
+def test_what_is_wrong_with_the_rules(saved: str, wrong: list[str]) -> None:
+    assert flaws(saved, VIP, ours(WHOLE, VIP)) == wrong
+
+
+def test_repair_replaces_our_jumps_in_the_same_transaction() -> None:
+    text = repair(Proxy(vip=VIP, target=TARGET), WHOLE)
+    assert text == SCOPED.replace("*nat\n", f"*nat\n-D{JUMP.removeprefix('-A')}")
+
+
+@pytest.mark.parametrize("global_masquerade", [False, True])
+def test_a_rule_less_is_not_the_whole(global_masquerade: bool) -> None:
+    proxy = Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade)
+    found = [line for line in setup(proxy).splitlines() if line.startswith("-")]
+    assert is_whole(proxy, found)
+    assert not is_whole(proxy, found[1:])
+
+
+COUNTED = """\
+*nat
+:PREROUTING ACCEPT [7:420]
+:KEVIP-DNAT-10.0.0.100 - [0:0]
+[5:300] -A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100
+[4:240] -A KEVIP-DNAT-10.0.0.100 -m comment --comment "kevip:10.0.0.100" -j DNAT --to-destination 192.0.2.9
+[3:180] -A KEVIP-DNAT-10.0.0.100 -j RETURN
+[2:120] -A POSTROUTING -m comment --comment kevip:10.0.0.101 -j MASQUERADE
+[1:60] -A POSTROUTING -m comment --comment "kevip:10.0.0.999" -j MASQUERADE
+[1:60] -A POSTROUTING -m comment --comment "kevip:10.0.0.100 and more" -j MASQUERADE
+[1:60] -A POSTROUTING -j MASQUERADE
+COMMIT
+*filter
+[9:900] -A KEVIP-FWD-10.0.0.100 -m comment --comment "kevip:10.0.0.100" -j ACCEPT
+COMMIT
+"""
+
+
+def test_counters_are_told_apart_by_vip_and_by_what_the_rules_do() -> None:
+    found = counted(COUNTED)
+    assert {vip: [(rule.part, rule.packets, rule.bytes) for rule in rules] for vip, rules in found.items()} == {
+        VIP: [(None, 5, 300), ("dnat", 4, 240), (None, 3, 180), ("forward", 9, 900)],
+        VIP + 1: [("masquerade", 2, 120)],
+    }
+    plain = re.sub(r"^\[.*?\] (?=-A)", "", COUNTED, flags=re.MULTILINE)
+    assert [rule.text for rule in found[VIP]] == ours(plain, VIP)
