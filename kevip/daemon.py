@@ -121,7 +121,6 @@ class Daemon:
         """Say that the loop turns."""
         self._loop.after(TICK, self._turned)
         self._reporter.write()
-        self._parts.engine.beat()
 
     def on_stop(self, number: signal.Signals) -> None:
         """Stop, because of a signal."""
@@ -161,6 +160,7 @@ class Daemon:
             case Hush():
                 announcer.hush()
             case Look():
+                engine.beat()  # with each renewal: both end together if the daemon hangs
                 self._parts.plane.look()
             case Enter(role, reason):
                 self._reporter.enter(role, reason)

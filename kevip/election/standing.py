@@ -102,7 +102,7 @@ class UcarpEngine:
         self._farewell: Farewell = []
         self._fit = True
         self._anew = False
-        self._bridge_until = 0.0
+        self._bridge_until = self._elected = 0.0
 
     def start(self, run: int, *, fit: bool) -> Placement | None:
         """See ``Engine``."""
@@ -161,6 +161,7 @@ class UcarpEngine:
         self._child.answer(request)
         self._advertised = self._loop.now() if request.hook is Hook.UP else None
         if request.hook is Hook.UP:
+            self._elected = self._loop.now()
             self._loop.after(GLANCE, self._glance)
 
     def rerank(self, *, fit: bool) -> None:
@@ -169,22 +170,29 @@ class UcarpEngine:
         self._rerank()
 
     def _rerank(self) -> None:
-        """Start ucarp anew with the skew that this host deserves: it cannot change while it runs.
+        """Have ucarp stand as this host deserves; as backup only if a master is heard, for it may be about to win."""
+        skew, settled = self._skew(), self._advertised is not None or self._is_led()
+        if self._child and not self._child.killed and skew != self._own.advskew and settled:
+            self._renew(Interval(self._candidacy.advbase, skew))
 
-        A backup waits until a master is heard: it may be about to be elected. For a master, the daemon advertises until
-        the new ucarp is elected, which hears nobody else.
+    def _renew(self, interval: Interval) -> None:
+        """Start ucarp anew, with an interval, in the role that there is: it can change neither while it runs.
+
+        For a master, the daemon advertises until the new ucarp is elected, which hears nobody else.
         """
-        child, skew = self._child, self._skew()
-        is_master = self._advertised is not None
-        if not child or child.killed or skew == self._own.advskew or not (is_master or self._is_led()):
-            return
-        self._own = Interval(self._candidacy.advbase, skew)
-        self._anew = True
-        child.kill()
-        if is_master:
-            patience = self._own.advbase * self._candidacy.dead_ratio + 3 * self._own.seconds
+        self._own, self._anew = interval, True
+        if self._child:
+            self._child.kill()
+        if self._advertised is not None:
+            patience = interval.advbase * self._candidacy.dead_ratio + 3 * interval.seconds
             self._bridge_until = self._loop.now() + patience + LATE
             self._bridge()
+
+    def _is_misled(self) -> bool:
+        """Whether ucarp, as a new master, gives way to one that has left since, for it hears of all that late."""
+        if self._advertised is None or not self._place or self._is_led():
+            return False
+        return self._loop.now() - self._elected <= 2 * LATE and interface.is_running(self._place.interface)
 
     def _is_led(self) -> bool:
         """Whether another host was just heard as master."""
@@ -264,7 +272,10 @@ class UcarpEngine:
                     self._loop.cancel(self._bridge)
                 continue
             self._asked[request.token] = request
-            if request.hook is Hook.DOWN:
+            if request.hook is Hook.DOWN and self._is_misled():
+                self._log.info("election.upheld")
+                self._renew(self._own)
+            elif request.hook is Hook.DOWN:
                 self._tell(Demoted(self._run, request.token))
             elif self._superior and self._loop.now() - self._superior[1] <= LATE:
                 self._log.info("election.declined", master=str(self._superior[0]))
@@ -326,7 +337,6 @@ class UcarpEngine:
         child, place = self._child, self._place
         if not child or not place or child.killed:
             return
-        child.beat()
         if self._advertised is None and child.is_frozen():
             self._log.error("ucarp.frozen", hint=f"ucarp ({child.pid}) was stopped: it is ended")
             self._end(Reason.UCARP)

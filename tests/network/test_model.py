@@ -14,16 +14,17 @@ from lab.network import LAN, VIP, Network
 from sim import loop as virtual
 from sim import network as sim_network
 from sim import ucarp as model
+from sim.daemon import Simulated
 from sim.host import Host
-from sim.today import Today
 from sim.world import Process, World
 
 from kevip.election import ucarp as real
-from kevip.election.carp import PROTOCOL, Advert, Group, Interval, build
+from kevip.election.carp import GROUP, PROTOCOL, Advert, Group, Interval, build
 from kevip.election.ucarp import Candidacy, Message, key, understand
-from kevip.host.wire import Wire, carries_protocol
+from kevip.host.wire import Wire, adverts
 from kevip.loop import Action, Loop, Readable
 
+HEARS = adverts(PROTOCOL, GROUP, 100, outgoing=False)
 PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
 SEEDS = range(20)
 GENEROUS = 0.7
@@ -139,7 +140,10 @@ class Lab:
 
     def send(self, number: int, packet: bytes) -> None:
         """Send a packet from a host."""
-        with self._network.nodes[number - 1].entered(), closing(Wire("eth0", carries_protocol(PROTOCOL))) as wire:
+        with (
+            self._network.nodes[number - 1].entered(),
+            closing(Wire("eth0", HEARS)) as wire,
+        ):
             wire.send_ip(to=bytes.fromhex("01005e000012"), source=bytes(5) + b"\1", packet=packet)
 
     def cut(self, *, on: bool) -> None:
@@ -164,7 +168,7 @@ class Model:
     def __init__(self, seed: int) -> None:
         self.world = World(seed)
         self._network = sim_network.Network(self.world)
-        self._hosts = [Host(self._network, number, Today) for number in (1, 2)]
+        self._hosts = [Host(self._network, number, Simulated) for number in (1, 2)]
         self._loop = virtual.Loop(Process(self.world, self._main))
         self.watcher = Watcher(self._loop, lambda: self.world.now)
 
@@ -193,7 +197,7 @@ class Model:
 
     def send(self, number: int, packet: bytes) -> None:
         """Send a packet from a host."""
-        wire = sim_network.Wire(self._hosts[number - 1], "eth0", carries_protocol(PROTOCOL))
+        wire = sim_network.Wire(self._hosts[number - 1], "eth0", HEARS)
         wire.send_ip(to=bytes(6), source=bytes(6), packet=packet)
         wire.close()
 
