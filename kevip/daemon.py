@@ -106,9 +106,10 @@ class Daemon:
 
     def settle(self) -> None:
         """Step through the events of this turn, and apply what comes of them."""
+        now = self._loop.now()  # one turn is one moment, whatever it takes to apply what comes of it
         while self._events:
             event = self._events.popleft()
-            self.instance, effects = step(self._traits, self.instance, event, self._loop.now())
+            self.instance, effects = step(self._traits, self.instance, event, now)
             for effect in effects:
                 if not self._apply(effect):
                     break  # what follows rests on it
@@ -160,7 +161,7 @@ class Daemon:
             case Hush():
                 announcer.hush()
             case Look():
-                engine.beat()  # with each renewal: both end together if the daemon hangs
+                engine.beat()
                 self._parts.plane.look()
             case Enter(role, reason):
                 self._reporter.enter(role, reason)
@@ -183,7 +184,8 @@ class Daemon:
         """Bring the host to a level, and ask TARGET from the VIP while that is here."""
         plane, begin = self._parts.plane, self._loop.now()
         held = plane.level is Level.HELD
-        self._parts.engine.beat()
+        if not held:
+            self._parts.engine.beat()  # else only after the lease was renewed: both end if that is not done
         try:
             plane.apply(level)
         except KevipError as error:
@@ -194,6 +196,7 @@ class Daemon:
                 return False
             hint = "the kernel removes the address when its lease ends"
             self._reporter.warn_once("release.failed", None, error=str(error), hint=hint)
+        self._parts.engine.beat()
         holds = level is Level.HELD
         if held is not holds:
             seconds = self._loop.now() - begin

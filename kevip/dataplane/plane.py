@@ -29,6 +29,9 @@ from kevip.loop import Action, Loop
 TOGETHER = 4.0
 """Seconds that programs have on the loop's thread, all together: the watchdog waits 5 s."""
 
+RENEWAL = 2.5
+"""The same for a renewal: the watchdog waits since the last one, 2 s ago."""
+
 BESIDE = 30.0
 """Seconds that a job beside the loop has."""
 
@@ -125,8 +128,9 @@ class Plane:
         HELD again renews the lease. RULES removes the address, and leaves the rules that are there. What NONE removes
         besides is removed beside the loop; so are the rules of a takeover that failed, which leaves NONE.
         """
-        with Scope(TOGETHER) as scope:
-            if level is Level.HELD and self.level is Level.HELD:
+        renews = level is Level.HELD and self.level is Level.HELD
+        with Scope(RENEWAL if renews else TOGETHER) as scope:
+            if renews:
                 self._renew()
             elif level is Level.HELD:
                 self._take_over(scope)

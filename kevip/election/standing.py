@@ -98,7 +98,7 @@ class UcarpEngine:
         self._ends = Reason.UCARP
         self._asked: dict[str, Request] = {}
         self._advertised: float | None = None
-        self._superior: tuple[IPv4Address, float] | None = None
+        self._superiors: dict[IPv4Address, float] = {}
         self._farewell: Farewell = []
         self._fit = True
         self._anew = False
@@ -194,9 +194,13 @@ class UcarpEngine:
             return False
         return self._loop.now() - self._elected <= 2 * LATE and interface.is_running(self._place.interface)
 
+    def _master(self, within: float) -> IPv4Address | None:
+        """Return a host that was heard in these last seconds as a master that stays it although this one is elected."""
+        since = self._loop.now() - within
+        return next((source for source, at in self._superiors.items() if at >= since), None)
+
     def _is_led(self) -> bool:
-        """Whether another host was just heard as master."""
-        return bool(self._superior and self._loop.now() - self._superior[1] <= self._own.seconds + LATE)
+        return bool(self._master(self._own.seconds + LATE))
 
     def _bridge(self) -> None:
         """Advertise in ucarp's place."""
@@ -277,8 +281,8 @@ class UcarpEngine:
                 self._renew(self._own)
             elif request.hook is Hook.DOWN:
                 self._tell(Demoted(self._run, request.token))
-            elif self._superior and self._loop.now() - self._superior[1] <= LATE:
-                self._log.info("election.declined", master=str(self._superior[0]))
+            elif master := self._master(LATE):
+                self._log.info("election.declined", master=str(master))
                 self._end(Reason.LATE)  # before it can advertise; it does not know yet that another one won
             else:
                 self._tell(Elected(self._run, request.token))
@@ -374,10 +378,10 @@ class UcarpEngine:
 
     def _on_advert(self, at: float, advert: Advert, here: IPv4Address) -> None:
         says = self._meaning(advert.interval)
-        if says is not Says.STAYS:
-            self._superior = None if self._superior and self._superior[0] == advert.source else self._superior
-        elif not (self._candidacy.preempt and self._own < advert.interval):
-            self._superior = advert.source, at
+        self._superiors.pop(advert.source, None)
+        if says is Says.STAYS and not (self._candidacy.preempt and self._own < advert.interval):
+            self._superiors = {who: when for who, when in self._superiors.items() if at - when < FAREWELL}
+            self._superiors[advert.source] = at
         preferred = (advert.interval, advert.source) < (self._own, here)
         self._tell(Heard(advert.source, says, at, preferred))
 

@@ -150,7 +150,7 @@ class CalmHolder(Checker):
 
 
 class CommonFault(Checker):
-    """Where all hosts suffer the same, the VIP does not go round, but for --preempt, which moves it with each rank."""
+    """Where all hosts suffer the same, the VIP does not go round, but for a stop, and --preempt."""
 
     name = "common fault"
 
@@ -159,8 +159,8 @@ class CommonFault(Checker):
         self._moves: int | None = None
 
     def looked(self) -> None:
-        preempts = any(host.settings.get("preempt") for host in self.course.hosts)
-        if preempts or not self.course.all_suffer():
+        apart = any(host.settings.get("preempt") or host.node.is_stopping for host in self.course.hosts)
+        if apart or not self.course.all_suffer():
             self._moves = None
         elif self._moves is None and sum(host.holds for host in self.course.hosts) == 1:
             self._moves = 0
@@ -242,7 +242,7 @@ class NothingLeft(Checker):
         left = {"the VIP": host.holds, "rules": bool(host.tools.tables), "a ucarp": bool(host.engines)}
         if found := [what for what, is_left in left.items() if is_left]:
             self.fail(f"{' and '.join(found)} on {host.name} after a stop")
-        if note.fields["status"]:
+        if note.fields["status"] and host.node.has_begun:
             self.fail(f"{host.name} stops with {note.fields['status']}")
 
 

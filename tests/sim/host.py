@@ -163,6 +163,16 @@ class Node:
         return bool(self.process and not self.process.dead and not self.process.stopped and not self.stopping)
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether it runs, and was told to stop."""
+        return self.runs and self.stopping
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the process has come as far as to take signals: what it does before leaves no trace."""
+        return bool(self.process and self.process.has_caught)
+
+    @property
     def is_frozen(self) -> bool:
         """Whether the process was stopped."""
         return bool(self.process and not self.process.dead and self.process.stopped)

@@ -89,7 +89,7 @@ class Loop:
             source.set()
 
         self.watch(source, dispatch)
-        self._process.catch = catch
+        self._process.catch, self._process.has_caught = catch, True
         try:
             yield
         finally:

@@ -121,6 +121,7 @@ class Process:
         self.world = world
         self.dead = self.stopped = False
         self.catch: Callable[[signal.Signals], None] | None = None
+        self.has_caught = False
         self._missed = self._wakes = False
         self._waits = 0
         self._main = main
