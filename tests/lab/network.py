@@ -134,6 +134,12 @@ class Namespace:
         """Run iptables here."""
         return self.run(f"iptables-{backend}", "--wait", *arguments)
 
+    @property
+    def mac(self) -> str:
+        """The MAC address of eth0."""
+        [link] = json.loads(self.run("ip", "-json", "link", "show", "dev", "eth0"))
+        return str(link["address"])
+
     def neighbour(self, address: str) -> str | None:
         """Return the MAC address that this host has for a neighbour."""
         [entry] = json.loads(self.run("ip", "-json", "neighbour", "show", "to", address)) or [{}]

@@ -91,11 +91,16 @@ class Replica:
         eventually(lambda: self.role() == "master" and self.node.has(self.vip), within=within, what="is master")
         return self
 
+    def ucarps(self) -> list[int]:
+        """Return the process ids of all ucarps of the daemon that run. A hook is one, too, until it is executed."""
+        pid = self.process.pid
+        started = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return [each for each in started if _command(each).startswith("ucarp\0")]
+
     def ucarp(self) -> int:
         """Return the process id of the daemon's ucarp; raises LookupError."""
-        for pid in self.children("ucarp"):
-            if _command(pid).startswith("ucarp\0"):
-                return pid
+        for pid in self.ucarps():
+            return pid
         raise LookupError("no ucarp")
 
     def children(self, name: str) -> list[int]:
@@ -182,8 +187,19 @@ def _children(pid: int) -> list[int]:
 def _command(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def wrapped(directory: Path, program: str, script: str) -> dict[str, str]:
+    """Put a script before a program of /usr/sbin; return the environment in which it is found first.
+
+    The program runs when the script is over, unless that ends by itself: its path is ``$real``.
+    """
+    wrapper = directory / program
+    wrapper.write_text(f'#!/bin/sh\nreal=/usr/sbin/{program}\n{script}\nexec "$real" "$@"\n')
+    wrapper.chmod(0o755)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
 
 
 def invoke(node: Namespace, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """Faults injected while a client connects: in the end one holder, traffic flowing, a log line that names the fault."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from contextlib import closing
 from ipaddress import IPv4Address
 
 import pytest
-from lab.network import CLIENT, LAN, VIP, Namespace, Network, eventually
+from lab.network import CLIENT, LAN, ROUTER, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import answers, send_frame, tcp_source
 
@@ -83,6 +82,49 @@ def test_a_daemon_stopped_for_twenty_seconds(pair: Pair) -> None:
     assert pair.heals() == pair.backup.node
 
 
+def test_a_daemon_that_stalls_while_its_link_is_down_runs_no_second_ucarp(pair: Pair) -> None:
+    """As on a virtual machine that migrates: ucarp's end, and that the link is gone, are told in one turn."""
+    node, replica = pair.master.node, pair.master
+    node.run("ip", "link", "set", "eth0", "down")
+    replica.process.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    replica.process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    node.run("ip", "link", "set", "eth0", "up")
+    node.run("ip", "route", "replace", "default", "via", ROUTER)
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        assert len(replica.ucarps()) <= 1
+        time.sleep(0.05)
+    assert pair.heals() == pair.backup.node
+    assert replica.role() == "backup"
+
+
+def test_a_watchdog_that_was_killed_is_replaced_and_ends_the_ucarp_of_a_daemon_that_hangs(pair: Pair) -> None:
+    [watchdog] = pair.master.children("watchdog")
+    os.kill(watchdog, signal.SIGKILL)
+    pair.master.logged("watchdog.replaced")
+    [another] = eventually(lambda: pair.master.children("watchdog"), what="a new one runs")
+    assert another != watchdog
+    ucarp = pair.master.ucarp()
+    pair.master.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: ucarp not in pair.master.ucarps(), within=10, what="it ends ucarp")
+    pair.backup.master()
+    eventually(lambda: answers(pair.network.client, VIP), what="the backup serves")
+    assert pair.heals() == pair.backup.node
+
+
+def test_a_backup_whose_ucarp_was_killed_again_and_again_serves_when_the_master_crashes(pair: Pair) -> None:
+    """After so many ends it would wait for 16 s, were there a master."""
+    for number in range(5):
+        os.kill(eventually(pair.backup.ucarps, what="ucarp runs")[0], signal.SIGKILL)
+        pair.backup.logged("ucarp.exited", times=number + 1)
+    pair.network.cut(pair.master.node)
+    pair.master.kill()
+    pair.backup.master(within=9)
+    assert pair.heals() == pair.backup.node
+
+
 def test_a_stopped_ucarp_of_the_master(pair: Pair) -> None:
     os.kill(pair.master.ucarp(), signal.SIGSTOP)
     assert "does not advertise" in pair.master.logged("election.silent")["hint"]
@@ -119,6 +161,30 @@ def test_an_interface_deleted_and_made_again(pair: Pair) -> None:
     pair.network.plug(node, f"{LAN}.11/24", port="node1")
     eventually(lambda: pair.master.role() == "backup", within=60, what="it is back in the election")
     assert pair.heals() == pair.backup.node
+
+
+def renumber(node: Namespace, host: int) -> None:
+    """Give a node another address instead of its own."""
+    [(_, old, _)] = [each for each in node.addresses() if VIP not in each[1]]
+    node.run("ip", "address", "add", f"{LAN}.{host}/24", "dev", "eth0")
+    node.run("ip", "address", "delete", old, "dev", "eth0")
+    node.run("ip", "address", "replace", f"{LAN}.{host}/24", "dev", "eth0")  # it may have gone with the first one
+    node.run("ip", "route", "replace", "default", "via", ROUTER)
+
+
+def test_another_host_with_the_address_that_the_master_had_is_heard(network: Network, start: Start) -> None:
+    old = start(network.nodes[0], advskew=1).master()
+    renumber(network.nodes[0], 51)
+    renumber(network.nodes[1], 11)
+    new = start(network.nodes[1], advskew=20).ready()
+    assert old.logged("ucarp.moved")["was"] == f"{LAN}.11"
+    old.logged("release.done")
+    eventually(lambda: {old.role(), new.role()} == {"master", "backup"}, what="one master, one backup")
+    holder = network.settled()
+    master, backup, source = (new, old, f"{LAN}.11") if holder == new.node else (old, new, f"{LAN}.51")
+    eventually(lambda: source in backup.state()["peers"], what="the backup hears the master")
+    assert (master.role(), backup.role(), network.settled()) == ("master", "backup", holder)
+    assert tcp_source(network.client, VIP) == VIP
 
 
 def test_link_down_and_up(pair: Pair) -> None:
@@ -216,7 +282,7 @@ def test_a_foreign_host_with_the_vip(pair: Pair) -> None:
     foreign = Namespace(f"{pair.network.client.name}-x")
     try:
         pair.network.plug(foreign, f"{VIP}/24", port="foreign")
-        mac = json.loads(foreign.run("ip", "-json", "link", "show", "eth0"))[0]["address"]
+        mac = foreign.mac
         assert pair.master.logged("address.duplicate", within=60)["mac"] == mac
         eventually(lambda: list(pair.master.state()["claims"]) == [mac], what="it is in the runtime file")
     finally:

@@ -1,13 +1,12 @@
 """A master that does not reach TARGET: who serves then, and that the VIP neither vanishes nor wanders."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from lab.network import CLIENT, TARGET, VIP, Namespace, Network, eventually
+from lab.network import CLIENT, ROUTER, TARGET, VIP, Namespace, Network, eventually
 from lab.replica import Replica
 from lab.traffic import PORT, Probe, tcp_source
 
@@ -16,16 +15,10 @@ Start = Callable[..., Replica]
 CHECK = {"check": f"tcp:{PORT}", "check_interval": 1, "check_fall": 2, "check_rise": 2}
 
 
-def mac(node: Namespace) -> str:
-    """Return a node's MAC address."""
-    [link] = json.loads(node.run("ip", "-json", "link", "show", "dev", "eth0"))
-    return str(link["address"])
-
-
 @contextmanager
 def cut_off(network: Network, *nodes: Namespace) -> Iterator[None]:
     """Let nothing through from nodes to the target; all nodes if none is named. Clients are not concerned."""
-    rules = [["-d", TARGET, "-m", "mac", "--mac-source", mac(node), "-j", "DROP"] for node in nodes or network.nodes]
+    rules = [["-d", TARGET, "-m", "mac", "--mac-source", node.mac, "-j", "DROP"] for node in nodes or network.nodes]
     for rule in rules:
         network.router.iptables("-I", "FORWARD", *rule)
     yield
@@ -115,6 +108,27 @@ def test_where_no_peer_reaches_the_target_the_vip_stays(network: Network, start:
         assert takeovers(*replicas) - before <= 2
     assert len(network.holders()) == 1
     assert tcp_source(network.client, VIP) == VIP
+
+
+def test_without_a_route_to_the_target_on_any_host_the_vip_stays_and_serves_when_it_is_back(
+    network: Network, start: Start
+) -> None:
+    replicas = [start(node).ready() for node in network.nodes]
+    network.settled()
+    before = takeovers(*replicas)
+    for node in network.nodes:
+        node.run("ip", "route", "delete", "default")
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        assert network.holders()
+        time.sleep(0.02)
+    assert takeovers(*replicas) - before <= 2
+    holders = network.holders()
+    for node in network.nodes:
+        node.run("ip", "route", "add", "default", "via", ROUTER)
+    assert network.holders() == holders
+    assert tcp_source(network.client, VIP) == VIP
+    assert network.settled() == holders[0]
 
 
 def test_a_master_without_peers_keeps_the_vip_and_says_so(network: Network, start: Start) -> None:
