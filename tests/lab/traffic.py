@@ -155,3 +155,10 @@ def send_frame(host: Namespace, to: bytes, packet: bytes) -> None:
     with sender:
         sender.bind(("eth0", 0))
         sender.send(to + sender.getsockname()[4] + b"\x08\x00" + packet)
+
+
+@contextmanager
+def flood(host: Namespace, kind: str, mac: str, number: int, seconds: float) -> Iterator[Any]:
+    """Send so many packets from the client (see ``lab.flood``); its stdout is a line when it is over."""
+    with _program(host, "lab.flood", kind, mac, str(number), str(seconds)) as program:
+        yield program
