@@ -64,7 +64,10 @@ class Loop:
 
     @contextmanager
     def signals(self, methods: Mapping[signal.Signals, Callable[[signal.Signals], None]]) -> Iterator[None]:
-        """Call a method of the loop's user for each signal, from within ``turn``."""
+        """Call a method of the loop's user for each signal, from within ``turn``.
+
+        Afterwards each has its old handler again, unless another one was set meanwhile.
+        """
         reader, writer = socket.socketpair()
         with reader, writer:
             writer.setblocking(False)
@@ -82,7 +85,8 @@ class Loop:
             finally:
                 self.forget(reader)
                 for number, handler in earlier.items():
-                    signal.signal(number, handler)
+                    if signal.getsignal(number) is _queued:
+                        signal.signal(number, handler)
                 signal.set_wakeup_fd(earlier_fd)
 
     def close(self) -> None:

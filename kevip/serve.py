@@ -40,8 +40,11 @@ def serve(config: Config) -> None:
                 _serve_metrics(config.metrics, reporter.record, host.iptables)
             reporter.prepare()
             _prepare(config, host, plane, reporter)
-            daemon.run()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+            try:
+                daemon.run()
+            finally:
+                for number in STOPS:  # threads may live on that do not block them
+                    signal.signal(number, signal.SIG_IGN)
 
 
 def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:

@@ -86,3 +86,15 @@ def test_a_signal_is_an_event_and_its_old_handler_comes_back() -> None:
     loop.close()
     assert set(called) == {signal.SIGUSR1}
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_signal_that_is_to_be_ignored_from_now_on_stays_so() -> None:
+    loop = Loop()
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with loop.signals({signal.SIGUSR1: print}):
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    loop.close()
