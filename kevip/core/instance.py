@@ -41,8 +41,10 @@ from kevip.core.messages import (
 from kevip.core.states import (
     FIRST_PAUSE,
     FIRST_RETRY,
+    GIVE_UP,
     LAST_PAUSE,
     LAST_RETRY,
+    STUCK,
     TABLE,
     Backup,
     Down,
@@ -116,6 +118,9 @@ class _Turn:
         if edge not in TABLE:
             raise ValueError(f"no transition from {edge[0].__name__} to {edge[1].__name__}")
         self.set(state=state)
+        if isinstance(state, Stopped):
+            begins = self.now_is.rules_until
+            self.set(give_up=(begins if begins < inf else self.now) + GIVE_UP)
         if reason:
             self.enter(_ROLES[type(state)], reason)
 
@@ -173,6 +178,8 @@ class _Turn:
         if now_is.level is Level.RULES and self.now >= now_is.rules_until:
             self.set(rules_until=inf)
             self.do(Apply(Level.NONE))
+        if self.now >= now_is.give_up:
+            self.set(give_up=inf, stuck=STUCK)
 
     def _cleared(self, *, ok: bool) -> None:
         if self.now_is.level is not Level.RULES or self.now_is.rules_until < inf:
@@ -304,6 +311,7 @@ class _Turn:
         match self.now_is.state:
             case Stopped() | Leaving(then=Then.STOP):
                 state: State = Stopped()
+                self.set(give_up=self.now + GIVE_UP)
             case _:
                 state = Down(retry, retry)
         self.effects = [Note(what=What.BROKEN, detail=flaw), EndEngine(), EndFarewell(), Hush(), Apply(Level.NONE)]

@@ -24,6 +24,9 @@ FIRST_PAUSE, LAST_PAUSE = 60.0, 3600.0
 STUCK = 3
 """How often rules that cannot be removed are tried again during a stop."""
 
+GIVE_UP = 4.5
+"""Seconds that a stop waits for rules to be removed, by programs that may wait 4 s for a lock, or hang."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
@@ -126,8 +129,9 @@ class Instance:
 
     ``run`` numbers the engine's runs, ``started`` is when the last one began, ``ranked_fit`` how it stands. ``level``
     is what the host was brought to, ``renewed`` when the lease began anew; rules that drain go at ``rules_until``, and
-    ``stuck`` times that has failed. ``reached`` is the last word on TARGET, ``fit`` the last that was known. ``pause``
-    comes after the next failure, ``resign_from`` and ``resign_pause`` limit handovers for TARGET's sake.
+    ``stuck`` times that has failed; a stop waits for that until ``give_up``. ``reached`` is the last word on TARGET,
+    ``fit`` the last that was known. ``pause`` comes after the next failure, ``resign_from`` and ``resign_pause`` limit
+    handovers for TARGET's sake.
     """
 
     state: State = Down(-inf, -inf)
@@ -141,6 +145,7 @@ class Instance:
     renewed: float = -inf
     rules_until: float = inf
     stuck: int = 0
+    give_up: float = inf
     peers: Peers = NOBODY
     reached: bool | None = None
     reached_since: float = -inf
@@ -154,7 +159,7 @@ class Instance:
 def next_due(traits: Traits, instance: Instance) -> float:
     """Return when an instance wants a Tick, at the latest."""
     due = instance.state.due if isinstance(instance.state, Leaving) else inf
-    return min(instance.tick, instance.rules_until, due, start_due(traits, instance))
+    return min(instance.tick, instance.rules_until, instance.give_up, due, start_due(traits, instance))
 
 
 def is_over(instance: Instance) -> bool:

@@ -50,6 +50,11 @@ class Job:
                 raise CancelledError("not wanted any more")
             yield
 
+    def kill(self) -> None:
+        """Kill what it runs, whatever that is."""
+        self.cancelled = True
+        self._scope.cancel()
+
     def cancel(self, seconds: float) -> bool:
         """Kill what it runs, but wait so long for a change that is under way; say whether that is over."""
         self.cancelled = True
@@ -109,12 +114,12 @@ class Beside:
         job.end()
 
     def close(self, seconds: float) -> None:
-        """Wait so long for what is under way, then cancel it, and do no more."""
+        """Wait so long for what is under way, then end it, also in the middle of a change, and do no more."""
         end = monotonic() + seconds
         with suppress(Empty):
             while self.is_busy:
                 self._end(self._done.get(timeout=max(end - monotonic(), 0.0)))
-        with suppress(KevipError):
-            self.cancel(0.0)
+        for job in self._under_way:
+            job.kill()
         self._loop.forget(self._ready)
         self._jobs.put(None)

@@ -30,6 +30,7 @@ from kevip.core.messages import (
 )
 from kevip.core.states import (
     FIRST_RETRY,
+    GIVE_UP,
     LAST_RETRY,
     STUCK,
     TABLE,
@@ -82,6 +83,19 @@ def test_a_stop_gives_up_on_rules_that_cannot_be_removed() -> None:
         assert not is_over(host.instance)
         assert Apply(Level.NONE) in host.wait(FIRST_RETRY)
         host.clear(ok=False)
+    assert is_over(host.instance)
+    assert host.instance.level is Level.RULES
+
+
+@pytest.mark.parametrize("says", [Says.STAYS, None], ids=["followed", "nobody"])
+def test_a_stop_gives_up_on_a_removal_that_does_not_end(says: Says | None) -> None:
+    host = leaving(Then.STOP)
+    if says:
+        host.hears(says)
+    assert Apply(Level.NONE) in host.wait(DRAIN if says else host.traits.farewell_alone)
+    host.wait(GIVE_UP - 0.01)
+    assert not is_over(host.instance)
+    host.wait(0.01)
     assert is_over(host.instance)
     assert host.instance.level is Level.RULES
 
@@ -160,6 +174,7 @@ def test_rules_that_were_cleared_before_a_takeover_and_are_back_since_are_remove
 def test_a_host_that_stops_does_so_also_if_something_is_wrong_with_it(state: State) -> None:
     now_is, _ = step(SLOW, Instance(state=state, engine=Engine.ON, level=Level.HELD, run=1), Tick(), 100)
     assert now_is.state == Stopped()
+    assert now_is.give_up == 100 + GIVE_UP
     now_is, _ = step(SLOW, now_is, Ended(1), 101)
     now_is, _ = step(SLOW, now_is, Cleared(), 102)
     assert is_over(now_is)
@@ -186,6 +201,7 @@ def test_a_stop_tries_to_remove_rules_that_could_not_be_removed_before() -> None
     assert Apply(Level.NONE) in host.wait(FIRST_RETRY)
     host.clear()
     assert is_over(host.instance)
+    assert host.instance.level is Level.NONE
 
 
 def test_a_stop_waits_for_a_removal_of_rules_that_has_begun() -> None:
@@ -194,6 +210,7 @@ def test_a_stop_waits_for_a_removal_of_rules_that_has_begun() -> None:
     assert Apply(Level.NONE) in host.wait(DRAIN)
     host.tell(Stop())
     host.ended()
-    assert Apply(Level.NONE) not in host.wait(60)
+    assert Apply(Level.NONE) not in host.wait(GIVE_UP - 0.1)
+    assert not is_over(host.instance)
     host.clear()
     assert is_over(host.instance)
