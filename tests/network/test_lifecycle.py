@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica
+from lab.replica import PASSWORD, Replica, invoke, wrapped
 from lab.traffic import answers, tcp_source
 
 Start = Callable[..., Replica]
@@ -82,6 +82,75 @@ def test_a_stop_during_the_takeover_leaves_no_trace(network: Network, start: Sta
     replica.logged("election.master")
     assert replica.stop()[0] == 0
     assert whole_state(node) == before
+
+
+def test_a_stop_at_any_moment_of_the_start_leaves_no_trace(network: Network, start: Start) -> None:
+    """Only before it has done or said anything may the signal itself end it."""
+    before = {node: whole_state(node) for node in network.nodes}
+    for tenths in range(0, 16, 2):
+        replicas = [start(node) for node in network.nodes]
+        time.sleep(tenths / 10)
+        for replica in replicas:
+            replica.process.terminate()
+            time.sleep(0.05)
+        for replica in replicas:
+            ended = replica.process.wait(10)
+            assert ended == 0 or (ended, replica.log()) == (-signal.SIGTERM, "")
+            assert not replica.run_dir.exists()
+    assert {node: whole_state(node) for node in network.nodes} == before
+
+
+@pytest.mark.parametrize("pause", [0.001, 0.005])
+def test_signals_without_end_do_not_spoil_the_stop(network: Network, start: Start, pause: float) -> None:
+    node = network.nodes[0]
+    before = whole_state(node)
+    replica = start(node).ready()
+    while replica.process.poll() is None:
+        replica.process.terminate()
+        time.sleep(pause)
+    assert replica.process.returncode == 0
+    assert whole_state(node) == before
+
+
+@pytest.mark.parametrize("program", ["iptables-nft-save", "iptables-nft-restore"])
+def test_a_program_that_hangs_leaves_no_child_behind(
+    network: Network, start: Start, tmp_path: Path, program: str
+) -> None:
+    """Neither when its time is up, nor when kevip stops meanwhile."""
+    node, hangs = network.nodes[0], tmp_path / "hangs"
+    before = node.pids()
+    replica = start(
+        node, env=wrapped(tmp_path, program, f"[ ! -e {hangs} ] || {{ sleep 600; exit 1; }}"), iptables="nft"
+    ).master()
+    eventually(lambda: replica.state()["rules"], what="the rules were looked at")
+    hangs.touch()
+    if program == "iptables-nft-save":
+        [child] = eventually(lambda: replica.children("sleep\x00600"), what="a look hangs")
+        replica.logged("look.slow")
+        assert child not in node.pids()
+    replica.process.terminate()
+    eventually(lambda: replica.children("sleep\x00600"), what="the removal of the rules hangs")
+    assert replica.process.wait(15) == 1
+    assert "the next start removes them" in replica.log()
+    eventually(lambda: node.pids() == before, what="nothing is left")
+
+
+def test_connections_that_expire_while_they_are_deleted_are_no_failure(
+    network: Network, start: Start, tmp_path: Path
+) -> None:
+    """The program says so once; the rest is deleted the next time."""
+    once = tmp_path / "once"
+    said = "conntrack: Operation failed: such conntrack doesn't exist"
+    script = f'case "$*" in *delete*) [ -e {once} ] || {{ touch {once}; echo "{said}" >&2; exit 1; }};; esac'
+    replica = start(network.nodes[0], env=wrapped(tmp_path, "conntrack", script)).master()
+    eventually(once.exists, what="the first look is over")
+    once.unlink()
+    assert tcp_source(network.client, VIP) == VIP
+    assert replica.stop()[0] == 0
+    assert once.exists()
+    assert not replica.events("release.failed")
+    assert not replica.events("takeover.incomplete")
+    assert f"dst={VIP}" not in network.nodes[0].run("conntrack", "-L", "-d", VIP)
 
 
 def test_without_a_carrier_it_still_stops_in_time(network: Network, start: Start) -> None:
@@ -335,6 +404,27 @@ def test_a_log_reader_that_stalls_does_not_take_the_vip(network: Network, tmp_pa
     assert daemon.wait(10) == 0
     assert b"log.dropped" in said + os.read(reader, 65536)
     os.close(reader)
+
+
+def test_pipes_in_the_run_directory_are_not_waited_for(network: Network, start: Start, tmp_path: Path) -> None:
+    for name in (f"{VIP}.json", f"{VIP}.new"):
+        os.mkfifo(tmp_path / name)
+    asked = invoke(network.nodes[0], "status", f"--run-dir={tmp_path}")
+    assert "is not what this version writes" in asked.stdout
+    replica = start(network.nodes[0], run_dir=tmp_path)
+    replica.logged("takeover.done")
+    assert replica.master().stop()[0] == 0
+
+
+def test_serves_where_there_is_no_dev_fd(network: Network, start: Start) -> None:
+    """As in a guest without udev."""
+    bare = (
+        'd=$(mktemp -d) && mount -t tmpfs tmpfs "$d" && for each in null zero urandom; do '
+        'touch "$d/$each" && mount --bind "/dev/$each" "$d/$each" || exit 1; done && mount --rbind "$d" /dev && '
+        'test ! -e /dev/fd && exec "$@"'
+    )
+    start(network.nodes[0], wrapper=("unshare", "--mount", "sh", "-c", bare, "sh")).master()
+    assert tcp_source(network.client, VIP) == VIP
 
 
 def test_starts_with_all_standard_files_closed(network: Network, tmp_path: Path) -> None:
