@@ -89,6 +89,11 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
         yield from _of_master(facts, report)
     elif report.role is not Role.LEAVING:
         yield from _of_others(facts, report)
+    if report.role in {Role.INIT, Role.BACKUP} and report.reason is Reason.UNFIT:
+        yield (
+            "this host cannot serve: its last takeover failed: its log says why, at takeover.failed: "
+            "see to that, and restart kevip"
+        )
     if report.role is Role.INIT and facts.age(report.since) > JOINING:
         reason = PROSE[report.reason]
         yield f"it takes no part in the election ({reason}): its log says why, at ucarp.* and takeover.failed"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lab.network import VIP, Namespace, Network, eventually
-from lab.replica import Replica
+from lab.replica import Replica, invoke, wrapped
 
 import kevip
 
@@ -67,6 +67,29 @@ def test_a_daemon_without_a_link_is_live_but_not_ready(
     assert replica.state()["reason"] == "unlinked"
     link(network, node, "up")
     eventually(lambda: probe(replica, "ready")[0] == 0, what="it is ready again")
+
+
+def test_a_host_whose_takeovers_fail_is_live_but_not_ready(network: Network, start: Start, tmp_path: Path) -> None:
+    """Not between two attempts either, when it is backup: whoever relies on it would find nobody."""
+    flaw = tmp_path / "flaw"
+    flaw.touch()
+    env = wrapped(tmp_path, "iptables-nft-restore", f'[ ! -e {flaw} ] || {{ echo "no nat table" >&2; exit 4; }}')
+    replica = start(network.nodes[0], env=env)
+    replica.logged("takeover.failed")
+    seen = set()
+    while len(replica.events("takeover.failed")) < 2:
+        before = replica.role(), replica.state()["reason"]
+        status, said = probe(replica, "ready")
+        asked = invoke(replica.node, "status", f"--run-dir={replica.run_dir}").stdout
+        if before == (replica.role(), replica.state()["reason"]):
+            seen.add(before)
+            assert (status, "takeover.failed" in said or "not in the election" in said) == (1, True)
+            assert "PROBLEM this host cannot serve: its last takeover failed" in asked
+    assert seen == {("init", "unfit"), ("backup", "unfit")}
+    assert probe(replica, "live") == (0, "")
+    flaw.unlink()
+    replica.master(within=30)
+    assert probe(replica, "ready") == (0, "")
 
 
 @pytest.mark.parametrize("link", [set_interface, set_port])

@@ -110,6 +110,8 @@ def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
     (with_health(MASTER, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
     (replace(BACKUP, link="interface eth0 is down: do this"), "interface eth0 is down", "do this"),
     (changed(BACKUP, reason=Reason.NOBODY, peers={}), "nobody holds the VIP", "log"),
+    (changed(BACKUP, reason=Reason.UNFIT), "this host cannot serve", "takeover.failed"),
+    (changed(BACKUP, role=Role.INIT, reason=Reason.UNFIT, since=ago(1)), "this host cannot serve", "takeover.failed"),
     (changed(MASTER, claims={"02:00:00:00:00:01": NOW}), "02:00:00:00:00:01 answers ARP for the VIP", "kevip check"),
     (with_health(changed(MASTER, target=None), DOWN), "what serves the VIP does not answer tcp:443", "peer"),
     (with_health(BACKUP, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
