@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from lab.network import CLIENT, LAN, ROUTER, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import answers, send_frame, tcp_source
 
+from kevip.dataplane.announcer import MANY, OTHERS
 from kevip.election.carp import Advert, Group, Interval, build
 from kevip.election.ucarp import key
-from kevip.host.wire import Wire, arp_from
+from kevip.host.wire import BROADCAST, Wire, arp_from
 
 Start = Callable[..., Replica]
 
@@ -288,6 +290,42 @@ def test_a_foreign_host_with_the_vip(pair: Pair) -> None:
     finally:
         foreign.remove()
     assert pair.network.holders() == [pair.master.node]
+
+
+def test_more_hosts_with_the_vip_than_can_be_told_apart_are_warned_about(pair: Pair) -> None:
+    with pair.network.client.entered():
+        wire = Wire("eth0", arp_from(IPv4Address(VIP)))
+    packets = [arp_reply(bytes([2, 0, 0, 0, 0, number])) for number in range(30)]
+    with closing(wire):
+
+        def told() -> bool:
+            for packet in packets:
+                wire.send(to=BROADCAST, source=packet[8:14], kind=0x0806, payload=packet)
+            return OTHERS in pair.master.state()["claims"]
+
+        eventually(told, within=30, what="they are told")
+    assert len(pair.master.state()["claims"]) == MANY + 1
+    assert len(pair.master.events("address.duplicate")) == MANY  # that will do
+    assert pair.network.holders() == [pair.master.node]
+
+
+def arp_reply(mac: bytes) -> bytes:
+    """Return an ARP packet that claims the VIP for a MAC address."""
+    vip = IPv4Address(VIP).packed
+    return struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 2, mac, vip, mac, vip)
+
+
+def test_claims_of_a_master_that_was_not_heard_are_over_soon_when_it_is(pair: Pair) -> None:
+    """Adverts are lost between them for a while, but ARP is not: each claims the VIP."""
+    rule = "add rule bridge cut forward ip protocol 112 drop"
+    lost = f"add table bridge cut; add chain bridge cut forward {{ type filter hook forward priority 0; }}; {rule}"
+    pair.network.switch.run("nft", lost)
+    pair.backup.master()
+    eventually(lambda: pair.master.state()["claims"], within=40, what="the other one's claim is told")
+    assert "PROBLEM" in status(pair.master)
+    pair.network.switch.run("nft", "delete table bridge cut")
+    eventually(lambda: "PROBLEM" not in status(pair.master), within=10, what="all is well")
+    assert pair.heals() == pair.master.node
 
 
 def test_a_mac_address_that_changes_is_announced_as_it_is(host: Namespace) -> None:
