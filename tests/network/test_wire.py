@@ -17,6 +17,9 @@ GROUP = Group(vhid=100, vip=IPv4Address(VIP), key=b"key")
 TO_ALL = bytes.fromhex("01005e000012")
 BROADCAST = b"\xff" * 6
 
+SLACK = 0.05
+"""Seconds by which a time may be wrong: it is told on another clock."""
+
 
 def advert(**changes: int) -> bytes:
     """Return an advert of the client as a packet, some of its bytes changed, by their place."""
@@ -43,18 +46,22 @@ def heard(ear: Adverts) -> list[str]:
 def test_hears_adverts_of_others_with_their_times(network: Network, ear: Adverts) -> None:
     begin = time.monotonic()
     send_frame(network.client, TO_ALL, advert())
-    time.sleep(0.3)  # they are read later than they came
-    [(at, each)] = ear.hear()
+    time.sleep(1)
+    later = time.monotonic()
+    send_frame(network.client, TO_ALL, advert())
+    time.sleep(1)  # they are read later than they came
+    [(at, each), (again, _)] = ear.hear()
     assert isinstance(each, Advert)
-    assert begin - 0.05 < at < begin + 0.25
+    assert begin - SLACK < at < later < again + SLACK
+    assert again < time.monotonic() - 0.5
     assert not list(ear.sent())
 
 
 def test_hears_its_own_adverts_apart(network: Network, ear: Adverts) -> None:
     begin = time.monotonic()
     ear.send(Interval(1, 7), broadcast=False)
-    [(at, _)] = eventually(lambda: list(ear.sent()), within=2)
-    assert abs(at - begin) < 0.25
+    [(at, _)] = eventually(lambda: list(ear.sent()))
+    assert begin - SLACK < at < time.monotonic() + SLACK
     assert heard(ear) == []
     assert network
 
@@ -77,7 +84,7 @@ def test_does_not_hear_what_is_of_another_network_or_group_or_in_pieces(network:
     send_frame(client, BROADCAST, advert(byte7=1))  # a later fragment
     send_frame(client, BROADCAST, advert(byte9=17))  # another protocol
     send_frame(client, BROADCAST, advert(byte30=9))  # the last one is heard, and told
-    assert eventually(lambda: heard(ear), within=2) == ["checksum"]
+    assert eventually(lambda: heard(ear)) == ["checksum"]
 
 
 def test_a_flood_does_not_make_it_miss_its_own(network: Network, ear: Adverts) -> None:
@@ -86,7 +93,7 @@ def test_a_flood_does_not_make_it_miss_its_own(network: Network, ear: Adverts) -
     ear.send(Interval(1, 7), broadcast=False)
     for _ in range(300):
         send_frame(network.client, TO_ALL, advert(byte30=9))
-    assert eventually(lambda: list(ear.sent()), within=2)
+    assert eventually(lambda: list(ear.sent()))
     counted = len(heard(ear))
     assert 0 < counted <= 64  # the rest is for the next turn
     assert sum(len(heard(ear)) for _ in range(10)) == 600 - counted
