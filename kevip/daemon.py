@@ -225,8 +225,8 @@ class Daemon:
     # What others ask
 
     def is_led(self) -> bool:
-        """Whether another host is heard as master."""
-        return bool(self.instance.peers.master(self._loop.now() - self._traits.patience))
+        """Whether another host is heard as master, or was when this was asked last, two turns ago at most."""
+        return self.instance.peers.is_led(self._loop.now() - max(self._traits.patience, 2 * TICK))
 
     def refresh(self, record: Record) -> None:
         """Bring the record up to date with what only the daemon knows."""

@@ -46,6 +46,10 @@ class Peers:
         """Return a host whose last word, not before this time, is that it is master."""
         return next((who for who, _ in self._masters(since)), None)
 
+    def is_led(self, since: float) -> bool:
+        """Whether another host was master at this time or later, by its own word; it may have yielded since."""
+        return any(word.says is not Says.LEAVES and word.at >= since for _, word in self.words)
+
     def keeper(self, since: float) -> IPv4Address | None:
         """Return such a host that does not yield to us: it is preferred, or has not done so when it could have."""
         return next((who for who, word in self._masters(since) if word.preferred or word.since < word.at), None)

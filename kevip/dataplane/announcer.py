@@ -110,7 +110,7 @@ class Announcer:
                 self._warn("address.duplicate", name, mac=name, hint=hint)
 
     def _valid(self) -> dict[str, _Claim]:
-        """Return the claims, none while a peer is heard as master: that is its right, and was before."""
+        """Return the claims, none while a peer is heard as master, or just was: that was its right, and before."""
         if self._is_led():
             self._heard.clear()
         return self._heard

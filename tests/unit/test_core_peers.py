@@ -24,6 +24,12 @@ def test_a_master_is_a_host_whose_last_word_is_that_it_stays() -> None:
     assert NOBODY.master(-inf) is None
 
 
+def test_who_yielded_was_master_until_then() -> None:
+    assert hear((PEER, Says.STAYS, 1), (PEER, Says.YIELDS, 2)).is_led(2)
+    assert not hear((PEER, Says.STAYS, 1), (PEER, Says.YIELDS, 2)).is_led(2.1)
+    assert not hear((PEER, Says.STAYS, 1), (PEER, Says.LEAVES, 2)).is_led(0)
+
+
 def test_an_advert_of_before_a_hosts_last_word_changes_nothing() -> None:
     peers = hear((PEER, Says.YIELDS, 2))
     assert peers.hear(Heard(PEER, Says.STAYS, 1)) is peers
