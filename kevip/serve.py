@@ -72,9 +72,6 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
     )
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
 
-    def told(answer: Answer, up: bool) -> None:
-        reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem)
-
     plane = Plane(proxy, host.iptables, loop, daemon, reporter.warn_once)
     daemon.attach(
         Parts(
@@ -84,7 +81,7 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
             watch=Watch(
                 loop,
                 daemon.tell,
-                told,
+                partial(_answered, reporter),
                 judge=Judge(fall=config.check_fall, rise=config.check_rise),
                 prober=_prober(config),
                 vip=config.vip if config.target else None,
@@ -94,6 +91,10 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
         )
     )
     return plane, reporter
+
+
+def _answered(reporter: Reporter, answer: Answer, up: bool) -> None:
+    reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem)
 
 
 def _candidacy(config: Config, host: Host) -> Candidacy:

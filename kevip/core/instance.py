@@ -87,10 +87,10 @@ def step(traits: Traits, was: Instance, event: Event, now: float) -> tuple[Insta
     """Return what becomes of an instance by an event, and what is to be done, in this order."""
     turn = _Turn(traits, was, now)
     if turn.take_in(event):
-        turn.react(event)
+        _react(turn, event)
         turn.start_if_due()
     if flaw := check(turn.now_is):
-        turn.recover(flaw)
+        _recover(turn, flaw)
     return turn.now_is, turn.effects
 
 
@@ -239,29 +239,12 @@ class _Turn:
         """Serve the VIP: rules and address first, then the engine may advertise it, then the neighbours are told."""
         self.hold()
         self.do(Proceed(token), Announce())
-        self.become(Master(), self._reason_to_be_master())
+        self.become(Master(), _reason_to_be_master(self))
         self.do(Look())
-
-    def _reason_to_be_master(self) -> Reason:
-        peers = self.now_is.peers
-        if self.now - peers.goodbye < RECENT:
-            return Reason.GOODBYE
-        if not peers.words:
-            return Reason.ALONE
-        return Reason.PREFERRED if self.master() else Reason.SILENCE
 
     def master(self) -> IPv4Address | None:
         """Return another host that is master now, as far as can be told."""
         return self.now_is.peers.master(self.now - self.traits.interval - self.traits.lateness)
-
-    def be_backup(self) -> None:
-        """Be backup, because the engine is."""
-        role, reason = self.now_is.role, self.now_is.reason
-        if role is not Role.INIT:
-            reason = Reason.YIELDED if self.master() else Reason.UNLINKED
-        elif reason in {Reason.STARTED, Reason.UCARP}:
-            reason = Reason.JOINED
-        self.become(Backup(), reason)
 
     def leave(self, then: Then, reason: Reason) -> None:
         """Make a peer take over, and serve on until it does; unless one serves already, or the lease has ended."""
@@ -304,39 +287,6 @@ class _Turn:
         self.do(Hush(), Apply(Level.RULES))
         self.set(level=Level.RULES, rules_until=self.now + DRAIN if drain else self.now)
 
-    def recover(self, flaw: str) -> None:
-        """Be out of the election with nothing here, whatever went wrong; what was to be done in this step is not."""
-        retry = self.now + LAST_RETRY
-        off = Engine.OFF in {self.was.engine, self.now_is.engine}
-        match self.now_is.state:
-            case Stopped() | Leaving(then=Then.STOP):
-                state: State = Stopped()
-                self.set(give_up=self.now + GIVE_UP)
-            case _:
-                state = Down(retry, retry)
-        self.effects = [Note(what=What.BROKEN, detail=flaw), EndEngine(), EndFarewell(), Hush(), Apply(Level.NONE)]
-        self.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.RULES, rules_until=inf)
-        self.set(role=self.was.role, reason=self.was.reason)
-        self.enter(Role.INIT, Reason.UNFIT)
-
-    # What an event means in each state
-
-    def react(self, event: Event) -> None:
-        """Do what an event asks for in the state that there is."""
-        match self.now_is.state:
-            case Down():
-                _down(self, event)
-            case Joining() | Backup():
-                _candidate(self, event)
-            case Master():
-                _master(self, event)
-            case Leaving() as state:
-                _leaving(self, state, event)
-            case Stopped():
-                pass
-            case state:
-                assert_never(state)
-
 
 _ROLES: dict[type[State], Role] = {
     Down: Role.INIT,
@@ -346,6 +296,58 @@ _ROLES: dict[type[State], Role] = {
     Leaving: Role.LEAVING,
     Stopped: Role.INIT,
 }
+
+
+def _react(turn: _Turn, event: Event) -> None:
+    """Do what an event asks for in the state that there is."""
+    match turn.now_is.state:
+        case Down():
+            _down(turn, event)
+        case Joining() | Backup():
+            _candidate(turn, event)
+        case Master():
+            _master(turn, event)
+        case Leaving() as state:
+            _leaving(turn, state, event)
+        case Stopped():
+            pass
+        case state:
+            assert_never(state)
+
+
+def _recover(turn: _Turn, flaw: str) -> None:
+    """Be out of the election with nothing here, whatever went wrong; what was to be done in this step is not."""
+    retry = turn.now + LAST_RETRY
+    off = Engine.OFF in {turn.was.engine, turn.now_is.engine}
+    match turn.now_is.state:
+        case Stopped() | Leaving(then=Then.STOP):
+            state: State = Stopped()
+            turn.set(give_up=turn.now + GIVE_UP)
+        case _:
+            state = Down(retry, retry)
+    turn.effects = [Note(what=What.BROKEN, detail=flaw), EndEngine(), EndFarewell(), Hush(), Apply(Level.NONE)]
+    turn.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.RULES, rules_until=inf)
+    turn.set(role=turn.was.role, reason=turn.was.reason)
+    turn.enter(Role.INIT, Reason.UNFIT)
+
+
+def _reason_to_be_master(turn: _Turn) -> Reason:
+    peers = turn.now_is.peers
+    if turn.now - peers.goodbye < RECENT:
+        return Reason.GOODBYE
+    if not peers.words:
+        return Reason.ALONE
+    return Reason.PREFERRED if turn.master() else Reason.SILENCE
+
+
+def _be_backup(turn: _Turn) -> None:
+    """Be backup, because the engine is."""
+    role, reason = turn.now_is.role, turn.now_is.reason
+    if role is not Role.INIT:
+        reason = Reason.YIELDED if turn.master() else Reason.UNLINKED
+    elif reason in {Reason.STARTED, Reason.UCARP}:
+        reason = Reason.JOINED
+    turn.become(Backup(), reason)
 
 
 def _down(turn: _Turn, event: Event) -> None:
@@ -360,7 +362,7 @@ def _candidate(turn: _Turn, event: Event) -> None:
             turn.take_over(token)
         case Demoted(token=token):
             if isinstance(turn.now_is.state, Joining):
-                turn.be_backup()
+                _be_backup(turn)
             turn.do(Proceed(token))
         case Ended(reason=reason):
             turn.rest(reason, retry=reason is Reason.UCARP)
@@ -386,7 +388,7 @@ def _master(turn: _Turn, event: Event) -> None:
             turn.do(Proceed(token))
         case Demoted(token=token):
             turn.let_go(drain=True)
-            turn.be_backup()
+            _be_backup(turn)
             turn.do(Proceed(token))
         case Ended(reason=reason):
             turn.leave(Then.RETRY, reason)

@@ -1,7 +1,7 @@
 """What an election engine is to the rest: a program that says who is master, whatever it is and speaks."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from kevip.core.messages import Event
 from kevip.core.states import Traits
@@ -9,6 +9,20 @@ from kevip.host.interface import Placement
 
 Tell = Callable[[Event], None]
 """Where events go."""
+
+
+class Teller(Protocol):
+    """Where an engine says what people should know, and counts what it sees."""
+
+    log: Any
+
+    def warn_once(self, event: str, subject: object, **context: object) -> None:
+        """Warn of something about a subject, unless that was done a short while ago."""
+        ...
+
+    def count(self, what: Literal["bad_adverts", "ucarp_starts"], kind: str = "") -> None:
+        """Count one more of that."""
+        ...
 
 
 class Engine(Protocol):

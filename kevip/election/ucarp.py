@@ -176,8 +176,10 @@ class Ucarp:
 
     def guard_anew(self) -> None:
         """Replace a watchdog that has ended; raises CommandError, OSError."""
-        self._unguard()
+        ended, pidfd = self._watchdog, self.watchdog
         self.guard()
+        os.close(pidfd)
+        _end(ended)
 
     def _unguard(self) -> None:
         os.close(self.watchdog)
