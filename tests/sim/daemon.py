@@ -14,6 +14,7 @@ from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
 from kevip.election import adverts, standing
+from kevip.election.engine import Engine
 from kevip.election.ucarp import Candidacy
 from kevip.errors import KevipError
 from kevip.health.ask import Answer, parse_check
@@ -37,7 +38,7 @@ _CHECK = {"check_interval": 5, "check_fall": 3, "check_rise": 2}
 
 
 class Simulated:
-    """A ``kevip.daemon.Daemon`` on a host."""
+    """A ``kevip.daemon.Daemon`` on a host, with ucarp for its engine."""
 
     def __init__(self, host: Host, loop: Loop) -> None:
         self.host, self.loop = host, loop
@@ -65,6 +66,11 @@ class Simulated:
                 return error.status
         return 0
 
+    def engine(self, given: Mapping[str, Any], told: reporter.Reporter, daemon: Daemon) -> Engine:
+        """Return the engine."""
+        candidacy = _candidacy(self.host, given)
+        return standing.UcarpEngine(candidacy, self.loop, told, daemon.tell, _locate)  # type: ignore[arg-type]
+
     def _attach(self, daemon: Daemon) -> None:
         host, loop = self.host, self.loop
         given = _CHECK | host.settings
@@ -85,7 +91,7 @@ class Simulated:
 
         daemon.attach(
             Parts(
-                engine=standing.UcarpEngine(_candidacy(host, given), loop, told, daemon.tell, _locate),  # type: ignore[arg-type]
+                engine=self.engine(given, told, daemon),
                 plane=made,
                 announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
                 watch=Watch(
