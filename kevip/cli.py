@@ -15,7 +15,6 @@ from kevip import log, manifest
 from kevip.check import report
 from kevip.check.checks import diagnose, listening_time
 from kevip.check.finding import Verdict
-from kevip.cleanup import cleanup
 from kevip.config import (
     RANGES,
     RUN_DIR,
@@ -29,10 +28,11 @@ from kevip.config import (
     parse_number,
     parse_ports,
 )
-from kevip.dataplane.iptables import BACKENDS
-from kevip.errors import ExitStatus, KevipError, SettingsError
+from kevip.dataplane import plane
+from kevip.dataplane.iptables import BACKENDS, select
+from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
 from kevip.health.ask import parse_check
-from kevip.host import kernel
+from kevip.host import kernel, lock
 from kevip.serve import serve
 from kevip.status import text
 from kevip.status.runfile import StateFile
@@ -356,8 +356,19 @@ def _cleanup(**given: Any) -> None:
     """Remove what a killed kevip left on this host: address, rules, connections, runtime file."""
     vip, run_dir = _place(given)
     log.configure(form="text", level="error")
-    for each in cleanup(StateFile(run_dir, vip)) or ["nothing to remove"]:
-        click.echo(each if each.startswith("nothing") else f"removed {each}")
+    if "NET_ADMIN" in kernel.missing_capabilities():
+        raise HostError("capability NET_ADMIN is missing: run it as root")
+    state = StateFile(run_dir, vip)
+    with lock.take(vip):
+        removed = plane.cleanup(vip, select("auto")[0])
+        try:
+            removed += [str(state.path)] if state.remove() else []
+        except OSError as error:
+            raise HostError(f"cannot remove {state.path}: {error.strerror}") from None
+    for each in removed:
+        click.echo(f"removed {each}")
+    if not removed:
+        click.echo("nothing to remove")
 
 
 def _place(given: Mapping[str, Any]) -> tuple[Any, Path]:

@@ -77,7 +77,7 @@ class Host:
         """Tell that the engine is backup."""
         return self.tell(Demoted(self.instance.run, hook), after=after)
 
-    def ended(self, reason: Reason = Reason.UCARP, *, after: float = 0.0) -> list[Effect]:
+    def ended(self, reason: Reason = Reason.ENGINE, *, after: float = 0.0) -> list[Effect]:
         """Tell that the engine ended."""
         return self.tell(Ended(self.instance.run, reason), after=after)
 

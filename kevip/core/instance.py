@@ -345,7 +345,7 @@ def _be_backup(turn: _Turn) -> None:
     role, reason = turn.now_is.role, turn.now_is.reason
     if role is not Role.INIT:
         reason = Reason.YIELDED if turn.master() else Reason.UNLINKED
-    elif reason in {Reason.STARTED, Reason.UCARP}:
+    elif reason in {Reason.STARTED, Reason.ENGINE}:
         reason = Reason.JOINED
     turn.become(Backup(), reason)
 
@@ -365,9 +365,9 @@ def _candidate(turn: _Turn, event: Event) -> None:
                 _be_backup(turn)
             turn.do(Proceed(token))
         case Ended(reason=reason):
-            turn.rest(reason, retry=reason is Reason.UCARP)
+            turn.rest(reason, retry=reason is Reason.ENGINE)
         case NotStarted():
-            turn.become(Down(turn.now + LOOK_AGAIN, turn.now + LOOK_AGAIN), Reason.UCARP)
+            turn.become(Down(turn.now + LOOK_AGAIN, turn.now + LOOK_AGAIN), Reason.ENGINE)
         case Stop():
             turn.stop()
         case _:
@@ -393,7 +393,7 @@ def _master(turn: _Turn, event: Event) -> None:
         case Ended(reason=reason):
             turn.leave(Then.RETRY, reason)
         case NotStarted():
-            turn.leave(Then.RETRY, Reason.UCARP)
+            turn.leave(Then.RETRY, Reason.ENGINE)
         case Heard():
             _rival(turn, event)
         case Failed(held, detail):

@@ -32,7 +32,8 @@ class Reason(StrEnum):
     LATE = auto()
     FOLLOWED = auto()
     NOBODY = auto()
-    UCARP = auto()
+    ENGINE = "ucarp"
+    """The engine ended, or does not advertise."""
     UNFIT = auto()
     TARGET = auto()
     KEPT = auto()
@@ -78,10 +79,10 @@ class Demoted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The engine has ended; ``reason`` is UCARP if that was not the aim, else why it has to be started anew."""
+    """The engine has ended; ``reason`` is ENGINE if that was not the aim, else why it has to be started anew."""
 
     run: int
-    reason: Reason = Reason.UCARP
+    reason: Reason = Reason.ENGINE
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ class UcarpEngine:
         )
         self._child: Ucarp | None = None
         self._run = 0
-        self._ends = Reason.UCARP
+        self._ends = Reason.ENGINE
         self._asked: dict[str, Request] = {}
         self._fit = True
         self._anew = False
@@ -166,7 +166,7 @@ class UcarpEngine:
             self._candidacy, interface=place.interface, source=place.source, advskew=self.segment.own.advskew
         )
         child = self._child = Ucarp(candidacy)
-        self._ends = Reason.UCARP
+        self._ends = Reason.ENGINE
         self.teller.count("ucarp_starts")
         self.loop.watch(child.channel, partial(self._on_hooks, child))
         self.loop.watch(child.stderr, partial(self._on_lines, child))
@@ -215,7 +215,7 @@ class UcarpEngine:
             return False
         return self.loop.now() - self._elected <= 2 * LATE and interface.is_running(self.segment.place.interface)
 
-    def end(self, reason: Reason = Reason.UCARP) -> None:
+    def end(self, reason: Reason = Reason.ENGINE) -> None:
         """See ``Engine``; the reason is told when it has ended."""
         self.segment.advertised, self._anew = None, False
         self.segment.end_bridge()
@@ -290,7 +290,11 @@ class UcarpEngine:
         self.segment.end_bridge()
         if not child.killed:
             self._log.error("ucarp.exited", status=status, hint=_hint_at_end(status))
-        if self._ends is Reason.UCARP and self.segment.place and not interface.is_running(self.segment.place.interface):
+        if (
+            self._ends is Reason.ENGINE
+            and self.segment.place
+            and not interface.is_running(self.segment.place.interface)
+        ):
             self._ends = Reason.UNLINKED
         self._tell(Ended(self._run, self._ends))
 

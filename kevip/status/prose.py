@@ -16,7 +16,7 @@ PROSE = {
     Reason.LATE: "another one was elected first",
     Reason.FOLLOWED: "another one took over",
     Reason.NOBODY: "no other one took over",
-    Reason.UCARP: "ucarp ended or does not advertise",
+    Reason.ENGINE: "ucarp ended or does not advertise",
     Reason.UNFIT: "this host cannot serve",
     Reason.TARGET: "TARGET does not answer, or does again",
     Reason.KEPT: "no peer that reaches TARGET took over",

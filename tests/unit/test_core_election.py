@@ -308,4 +308,4 @@ def test_a_master_does_not_yield_to_a_host_that_has_fallen_silent() -> None:
 
 def test_a_master_whose_engine_was_not_started_after_all_hands_over() -> None:
     host = master()
-    assert Enter(Role.LEAVING, Reason.UCARP) in host.not_started()
+    assert Enter(Role.LEAVING, Reason.ENGINE) in host.not_started()

@@ -140,7 +140,7 @@ def test_a_host_whose_lease_has_ended_has_nothing_to_hand_over() -> None:
 
 def test_a_master_whose_engine_ended_hands_over_and_stands_again() -> None:
     host = master()
-    assert Enter(Role.LEAVING, Reason.UCARP) in host.ended()
+    assert Enter(Role.LEAVING, Reason.ENGINE) in host.ended()
     assert host.wait(1).count(StartEngine(2)) == 0
     assert host.hears(Says.STAYS)[-2:] == [
         Note(what=What.RETRY, seconds=FIRST_RETRY), Enter(Role.INIT, Reason.FOLLOWED)

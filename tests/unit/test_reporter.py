@@ -72,7 +72,7 @@ def test_what_the_core_notes_is_told(reporter: Reporter, note: Note, event: dict
 def test_all_that_there_is_to_tell_and_every_reason_has_words(reporter: Reporter) -> None:
     with capture_logs() as logged:
         for what in What:
-            reporter.note(Note(what=what, who=PEER, reason=Reason.UCARP))
+            reporter.note(Note(what=what, who=PEER, reason=Reason.ENGINE))
     assert len({each["event"] for each in logged}) == len(What)
     assert set(PROSE) == set(Reason)
 
