@@ -51,7 +51,7 @@ def hook_latency(backend: str, rounds: int = 30) -> Pair:
                 eventually(lambda: not any("KEVIP" in line for line in replica.node.rules()[backend]))
                 time.sleep(0.3)  # what a backup starts in advance is started
                 pairs.append((call("vip-up") * 1000, plain * 1000))
-                time.sleep(2.3)  # what a new ucarp says is doubted
+                time.sleep(0.2)
     return Pair(pairs)
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("kevip", deadline=None)  # a busy machine is no failure
+settings.load_profile("kevip")
 
 
 @pytest.hookimpl(wrapper=True)

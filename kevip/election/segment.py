@@ -6,6 +6,7 @@ ucarp says no goodbye, cannot yield at once, and hears of an advert up to a seco
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address
+from math import inf
 
 from kevip.core.messages import Heard, Says
 from kevip.election.adverts import Adverts
@@ -30,7 +31,10 @@ _BAD_ADVERTS = {
 
 
 class Segment:
-    """Tells Heard. ``own`` is the interval of this host; ``advertised`` when, as master, it last did, else None."""
+    """Tells Heard. ``own`` is the interval of this host; ``advertised`` when, as master, it last did, else None.
+
+    ``left`` is when another master said last that it lets go.
+    """
 
     def __init__(self, candidacy: Candidacy, loop: Loop, teller: Teller, tell: Tell) -> None:
         self._candidacy = candidacy
@@ -39,6 +43,7 @@ class Segment:
         self._tell = tell
         self.own = Interval(candidacy.advbase, candidacy.advskew)
         self.advertised: float | None = None
+        self.left = -inf
         self.place: Placement | None = None
         self._adverts: Adverts | None = None
         self._superiors: dict[IPv4Address, float] = {}
@@ -90,7 +95,9 @@ class Segment:
 
     def _on_advert(self, at: float, advert: Advert, here: IPv4Address) -> None:
         says = self._meaning(advert.interval)
-        self._superiors.pop(advert.source, None)
+        known = self._superiors.pop(advert.source, None)
+        if known and says is not Says.STAYS:
+            self.left = at
         if says is Says.STAYS and not (self._candidacy.preempt and self.own < advert.interval):
             self._superiors = {who: when for who, when in self._superiors.items() if at - when < _FORGET}
             self._superiors[advert.source] = at

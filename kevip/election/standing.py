@@ -139,7 +139,6 @@ class UcarpEngine:
         self._asked: dict[str, Request] = {}
         self._fit = True
         self._anew = False
-        self._elected = 0.0
 
     def start(self, run: int, *, fit: bool) -> Placement | None:
         """See ``Engine``."""
@@ -183,7 +182,6 @@ class UcarpEngine:
         self._child.answer(request)
         self.segment.advertised = self.loop.now() if request.hook is Hook.UP else None
         if request.hook is Hook.UP:
-            self._elected = self.loop.now()
             self._care.expect_adverts()
 
     def rerank(self, *, fit: bool) -> None:
@@ -210,10 +208,11 @@ class UcarpEngine:
             self.segment.bridge(patience + LATE, self.end)
 
     def _is_misled(self) -> bool:
-        """Whether ucarp, as a new master, gives way to one that has left since, for it hears of all that late."""
-        if self.segment.advertised is None or not self.segment.place or self.segment.is_led():
+        """Whether ucarp, as master, gives way to one that has let go since, for it hears of all that late."""
+        segment = self.segment
+        if segment.advertised is None or not segment.place or segment.is_led():
             return False
-        return self.loop.now() - self._elected <= 2 * LATE and interface.is_running(self.segment.place.interface)
+        return self.loop.now() - segment.left <= 2 * LATE and interface.is_running(segment.place.interface)
 
     def end(self, reason: Reason = Reason.ENGINE) -> None:
         """See ``Engine``; the reason is told when it has ended."""

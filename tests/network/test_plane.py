@@ -72,11 +72,6 @@ class Host:
         """Note them."""
         self.told += drifts
 
-    def routed(self, problem: str) -> None:
-        """Note what is wrong."""
-        if problem:
-            self.told.append(problem)
-
     def warn(self, event: str, subject: object, **context: object) -> None:
         """Note it; context is what makes it useful."""
         self.told.append(event if subject is None else f"{event} {subject}")
@@ -251,12 +246,6 @@ def test_of_many_drifts_ten_are_told_and_how_many_more(host: Namespace, tools: P
         assert str(it.told[-1]) == "and 44 more"
         it.plane.end()
         it.loop.close()
-
-
-def test_a_host_without_a_route_to_target_says_so(it: Host) -> None:
-    it.space.run("ip", "route", "add", "unreachable", f"{TARGET}/32")
-    it.look()
-    assert [str(each).partition(":")[0] for each in it.told] == [f"no route to {TARGET}"]
 
 
 def test_a_master_that_cannot_forward_is_unfit(it: Host) -> None:
