@@ -177,7 +177,10 @@ class Daemon:
             self._events.appendleft(NotStarted(run))
             return False
         self._parts.plane.interface = place.interface
-        self._parts.announcer.attach(place.interface)
+        try:
+            self._parts.announcer.attach(place.interface)
+        except OSError:  # the interface went just now: the engine ends, and says so when it is started anew
+            self._parts.engine.end()
         return True
 
     def _bring_to(self, level: Level) -> bool:
