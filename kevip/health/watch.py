@@ -37,7 +37,7 @@ class Watch:
         self._judge = judge
         self._prober = prober
         self._vip = vip
-        self._unrouted = unrouted
+        self._unrouted, self._problem = unrouted, ""
         if unrouted:
             loop.after(0, self._glance)
         if prober:
@@ -58,13 +58,15 @@ class Watch:
             self._prober.source = source
 
     def _glance(self) -> None:
+        """Look at the route; what has not changed is told again only if it is bad, for then time matters."""
         self._loop.after(GLANCE, self._glance)
-        self._say()
+        before, self._problem = self._problem, self._unrouted() if self._unrouted else ""
+        if self._problem or self._problem != before:
+            self._say()
 
     def _say(self) -> None:
-        problem = self._unrouted() if self._unrouted else ""
         answers = None if self._prober and not self._judge.known else self._judge.up
-        self._tell(Target(False, problem) if problem else Target(answers))
+        self._tell(Target(False, self._problem) if self._problem else Target(answers))
 
     def close(self) -> None:
         """Ask no more."""
