@@ -29,7 +29,7 @@ from kevip.config import (
     parse_ports,
 )
 from kevip.dataplane import plane
-from kevip.dataplane.iptables import BACKENDS, select
+from kevip.dataplane.select import Dataplane, installed, select
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
 from kevip.health.ask import parse_check
 from kevip.host import kernel, lock
@@ -185,9 +185,15 @@ _SETTINGS = (
         show_default="off",
     ),
     _setting(
+        "--dataplane",
+        _choice(get_args(Dataplane)),
+        "Where the rules are; auto follows what else translates on this host.",
+        show_default="auto",
+    ),
+    _setting(
         "--iptables",
-        _choice(("auto", *BACKENDS)),
-        "The iptables back end; auto takes the one that this host uses.",
+        _choice(("auto", "nft", "legacy")),
+        "An older name of --dataplane, which leaves the iptables- of its values out.",
         show_default="auto",
     ),
     _setting(
@@ -360,7 +366,7 @@ def _cleanup(**given: Any) -> None:
         raise HostError("capability NET_ADMIN is missing: run it as root")
     state = StateFile(run_dir, vip)
     with lock.take(vip):
-        removed = plane.cleanup(vip, select("auto")[0])
+        removed = [str(each) for each in plane.clear(vip, installed().values(), [select("auto")[0]])]
         try:
             removed += [str(state.path)] if state.remove() else []
         except OSError as error:

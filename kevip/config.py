@@ -10,11 +10,11 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from itertools import chain
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Literal
+from typing import Any
 
 from kevip import log
-from kevip.dataplane.iptables import Backend
 from kevip.dataplane.rules import Ports
+from kevip.dataplane.select import Dataplane
 from kevip.election.carp import UNFIT
 from kevip.errors import SettingsError
 from kevip.health.ask import Check
@@ -88,7 +88,7 @@ class Config:
     dead_ratio: int = 3
     preempt: bool = False
     broadcast: bool = False
-    iptables: Backend | Literal["auto"] = "auto"
+    dataplane: Dataplane = "auto"
     metrics: Endpoint | None = None
     run_dir: Path = RUN_DIR
     log_format: log.Format = "auto"
@@ -120,6 +120,10 @@ def load(given: Mapping[str, Any]) -> Config:
             values["password"] = _password(values.get("password"), values.pop("password_file", None))
         except SettingsError as error:
             problems += error.problems
+    if older := values.pop("iptables", None):
+        if "dataplane" in values:
+            problems.append(f"{label('iptables')} is an older name of {label('dataplane')}: leave one of them out")
+        values["dataplane"] = older if older == "auto" else f"iptables-{older}"
     problems += _problems(values)
     if problems:
         raise SettingsError(*problems)

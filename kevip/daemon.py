@@ -234,7 +234,8 @@ class Daemon:
     def refresh(self, record: Record) -> None:
         """Bring the record up to date with what only the daemon knows."""
         plane = self._parts.plane
-        record.interface, record.rules = plane.interface or record.interface, plane.rules
+        record.interface, record.dataplane = plane.interface or record.interface, plane.backend
+        record.rules = plane.rules
         record.peers, record.claims = self.instance.peers.advertised(), self._parts.announcer.claims
 
     def _leave(self) -> None:

@@ -8,7 +8,6 @@ from kevip.config import Config, Endpoint
 from kevip.daemon import STOPS, Daemon, Parts
 from kevip.dataplane import conntrack
 from kevip.dataplane.announcer import Announcer
-from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.plane import Plane
 from kevip.dataplane.rules import Proxy
 from kevip.election.standing import UcarpEngine
@@ -37,7 +36,7 @@ def serve(config: Config) -> None:
         with lock.take(config.vip):
             plane, reporter = _build(config, host, loop, daemon)
             if config.metrics:
-                _serve_metrics(config.metrics, reporter.record, host.iptables)
+                _serve_metrics(config.metrics, reporter.record)
             reporter.prepare()
             _prepare(config, host, plane, reporter)
             try:
@@ -55,7 +54,7 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
         target=config.target,
         vip_id=config.vip_id,
         interface=host.placement.interface,
-        iptables=host.iptables.prefix,
+        dataplane=host.backend.name,
         patience=config.advbase * config.dead_ratio + config.advskew / 256,
         started=now,
         turned=now,
@@ -72,7 +71,7 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
     )
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
 
-    plane = Plane(proxy, host.iptables, loop, daemon, reporter.warn_once)
+    plane = Plane(proxy, host.backend, loop, daemon, reporter.warn_once, follows=config.dataplane == "auto")
     daemon.attach(
         Parts(
             engine=UcarpEngine(_candidacy(config, host), loop, reporter, daemon.tell, partial(locate, config)),
@@ -129,8 +128,8 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
         source=str(host.placement.source),
         vip_id=config.vip_id,
         advskew=config.advskew,
-        iptables=host.iptables.prefix,
-        iptables_reason=host.iptables_reason,
+        dataplane=host.backend.name,
+        dataplane_reason=host.backend_reason,
     )
     try:
         if removed := plane.cleanup():
@@ -145,10 +144,10 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
         log.warning("conntrack.strict", hint=hint)
 
 
-def _serve_metrics(endpoint: Endpoint, record: Record, iptables: Iptables) -> None:
+def _serve_metrics(endpoint: Endpoint, record: Record) -> None:
     """Serve metrics from now on; raises HostError."""
     try:
         from kevip.status import metrics  # noqa: PLC0415 - it costs time, and needs a package that most do without
     except ModuleNotFoundError:
         raise HostError("--metrics (METRICS) needs prometheus-client: pip install 'kevip[metrics]'") from None
-    metrics.serve(endpoint, metrics.Exporter(record, iptables))
+    metrics.serve(endpoint, metrics.Exporter(record))

@@ -9,13 +9,14 @@ from kevip.check.finding import Finding, failed, ok, warning
 from kevip.check.preflight import PACKAGES, Fitness, examine
 from kevip.config import Config
 from kevip.dataplane import conntrack
-from kevip.dataplane.iptables import ours
+from kevip.dataplane.backend import Backend
 from kevip.dataplane.lease import leases
+from kevip.dataplane.select import installed
 from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
 from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask
-from kevip.host import kernel, lock, nftables, route
+from kevip.host import kernel, lock, nfnetlink, route
 from kevip.host.interface import Interface
 from kevip.status.runfile import StateFile
 
@@ -58,12 +59,12 @@ def diagnose(config: Config, seconds: float) -> Iterator[Finding]:
 
 def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
     """Yield what it takes to proxy the VIP to TARGET."""
-    if fitness.iptables:
+    if fitness.backend:
         yield from _told(fitness, "service", target.service(address, fitness.service))
     if "capabilities" not in fitness.problems:
         yield _answer(config.check, address)
-    if fitness.iptables:
-        yield from _rules(config.vip, fitness.saved, fitness.iptables[0].prefix)
+    if fitness.backend:
+        yield from _rules(config, fitness.saved, fitness.backend[0])
     yield traffic.loose(picks_up=conntrack.picks_up_connections())
     yield traffic.fill(conntrack.fill())
     yield traffic.sources(config.allow_from, config.vip)
@@ -105,8 +106,8 @@ def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
     where = f"{place.interface}, source address {place.source}" if place else ""
     yield from _told(fitness, "interface", ok("interface", where))
     yield from _told(fitness, "forwarding", ok("forwarding", f"IP forwarding is {forwards}" if proxies else ""))
-    chosen = f"{fitness.iptables[0].prefix}: {fitness.iptables[1]}" if fitness.iptables else ""
-    yield from _told(fitness, "iptables", ok("iptables", chosen))
+    chosen = f"{fitness.backend[0].name}: {fitness.backend[1]}" if fitness.backend else ""
+    yield from _told(fitness, "dataplane", ok("dataplane", chosen))
 
 
 def _place(config: Config, here: Interface) -> Iterator[Finding]:
@@ -128,7 +129,7 @@ def _kevip(vip: IPv4Address, interfaces: tuple[Interface, ...], saved: Mapping[s
     here = bool(leases(interfaces, vip))
     if lock.is_taken(vip):
         return ok("kevip", f"runs here for VIP {vip}, as {'master' if here else 'backup'}")
-    if here or any(ours(text, vip) for text in saved.values()):
+    if here or any(vip in each.rules(saved[name]) for name, each in installed().items() if name in saved):
         return ok("kevip", f"was killed here while it served VIP {vip}; the next start removes what is left")
     return ok("kevip", f"does not run here for VIP {vip}")
 
@@ -140,10 +141,14 @@ def _election(config: Config, here: Interface, source: IPv4Address, seconds: flo
     yield from election.judge(heard, group, Interval(config.advbase, config.advskew), config.dead_ratio)
 
 
-def _rules(vip: IPv4Address, saved: Mapping[str, str], chosen: str) -> Iterator[Finding]:
-    yield from rules.forwarding(saved, chosen, nftables.forward_chains())
-    yield rules.postrouting(saved.get(chosen, ""), vip, runs=lock.is_taken(vip))
+def _rules(config: Config, saved: Mapping[str, str], backend: Backend) -> Iterator[Finding]:
+    vip, chains = config.vip, nfnetlink.base_chains()
+    yield from rules.forwarding(saved, vip, chains)
+    yield from rules.translating(backend, chains)
+    yield rules.postrouting(saved.get(backend.name, ""), vip, runs=lock.is_taken(vip))
     yield from rules.matching(saved, vip)
+    if lock.is_taken(vip) and not config.global_masquerade and (tracked := conntrack.count(vip)):
+        yield rules.sources(tracked, conntrack.count_wrong(vip, tracked))
 
 
 def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...]) -> Iterator[Finding]:

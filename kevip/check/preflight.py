@@ -6,7 +6,8 @@ from ipaddress import IPv4Address
 from typing import TypeVar
 
 from kevip.config import Config
-from kevip.dataplane.iptables import Iptables, save_all, select
+from kevip.dataplane.backend import Backend
+from kevip.dataplane.select import save_all, select
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
 
@@ -15,7 +16,6 @@ _Found = TypeVar("_Found")
 PACKAGES = {
     "ucarp": "ucarp",
     "ip": "iproute2",
-    "iptables": "iptables",
     "conntrack": "conntrack",
     "setpriv": "util-linux",
     "bash": "bash",
@@ -28,8 +28,8 @@ class Host:
     """What the preflight found: where the VIP belongs, and what it takes to serve it."""
 
     placement: interface.Placement
-    iptables: Iptables
-    iptables_reason: str
+    backend: Backend
+    backend_reason: str
     forwards: bool
 
 
@@ -42,15 +42,15 @@ class Fitness:
 
     placement: interface.Placement | None = None
     interfaces: tuple[interface.Interface, ...] = ()
-    iptables: tuple[Iptables, str] | None = None
+    backend: tuple[Backend, str] | None = None
     forwards: bool = True
     saved: dict[str, str] = field(default_factory=dict)
     service: kubernetes.Mode | None = None
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     def attempt(self, about: str, program: str, action: Callable[[], _Found]) -> _Found | None:
-        """Return what the action finds, or note its problems. Without its program it is not tried."""
-        if not command.find(program):
+        """Return what the action finds, or note its problems. Without its program, if it has one, it is not tried."""
+        if program and not command.find(program):
             return None
         try:
             return action()
@@ -67,10 +67,10 @@ class Fitness:
 def preflight(config: Config) -> Host:
     """Check this host; raises HostError with every problem found."""
     found = examine(config)
-    if found.problems or not found.placement or not found.iptables:
+    if found.problems or not found.placement or not found.backend:
         raise HostError(*(problem for about in found.problems.values() for problem in about))
-    iptables, reason = found.iptables
-    return Host(placement=found.placement, iptables=iptables, iptables_reason=reason, forwards=found.forwards)
+    backend, reason = found.backend
+    return Host(placement=found.placement, backend=backend, backend_reason=reason, forwards=found.forwards)
 
 
 def examine(config: Config) -> Fitness:
@@ -97,13 +97,13 @@ def examine(config: Config) -> Fitness:
     if fitness.interfaces:
         fitness.placement = fitness.attempt("interface", "ip", lambda: locate(config, fitness.interfaces))
     if "NET_ADMIN" not in lacking:  # without it, the rules cannot be read anyway
-        fitness.iptables = fitness.attempt("iptables", "iptables", lambda: select(config.iptables))
-    if fitness.iptables:
+        fitness.backend = fitness.attempt("dataplane", "", lambda: select(config.dataplane))
+    if fitness.backend:
         fitness.saved = save_all()
     if config.target:
         if fitness.placement:
             _examine_forwarding(fitness, fitness.placement.interface)
-        if fitness.interfaces and fitness.iptables:
+        if fitness.interfaces and fitness.backend:
             _examine_target(fitness, config.target)
     elif fitness.placement:
         _examine_holding(fitness, config.vip, fitness.placement.interface)

@@ -5,39 +5,79 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from kevip.check.finding import Finding, ok, warning
+from kevip.dataplane.backend import Backend
 from kevip.dataplane.iptables import others, overtaken, policy
-from kevip.host.nftables import Chain
+from kevip.dataplane.nftables import Nftables
+from kevip.dataplane.select import ahead, strangers
+from kevip.host.nfnetlink import Chain
 
 _SHOWN = 3
 """Rules of others that are shown; there may be thousands."""
 
-_IPTABLES_CHAIN = ("ip", "filter", "FORWARD")
-"""What iptables-nft makes, and shows, itself."""
+_OF_IPTABLES = "ip filter FORWARD"  # what iptables-nft makes, and shows, itself
+
+# Who makes which table of nftables.
+_OWNERS = {
+    "docker-bridges": "Docker",
+    "flannel-ipv4": "flannel",
+    "firewalld": "firewalld",
+    "libvirt_network": "libvirt",
+    "incus": "Incus",
+    "lxd": "LXD",
+    "netavark": "Podman",
+    "kube-proxy": "kube-proxy",
+    "calico": "Calico",
+}
 
 
-def forwarding(saved: Mapping[str, str], chosen: str, chains: Sequence[Chain]) -> Iterator[Finding]:
-    """Say what may drop forwarded packets: our rule accepts in the FORWARD chain of our back end, and nowhere else.
+def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chain]) -> Iterator[Finding]:
+    """Say what may drop forwarded packets: ours are accepted in the FORWARD chains of iptables, and nowhere else.
 
-    ``chains`` are those of nftables, of iptables-nft among them.
+    ``chains`` are the base chains of nftables, those of iptables-nft among them.
     """
-    policies = {prefix: policy(text, "filter", "FORWARD") or "ACCEPT" for prefix, text in saved.items()}
-    droppers = [f"FORWARD of {prefix}" for prefix, what in policies.items() if what == "DROP" and prefix != chosen]
-    droppers += [
-        f"chain {chain.name} of nftables table {chain.family} {chain.table}"
-        for chain in chains
-        if chain.drops and (chain.family, chain.table, chain.name) != _IPTABLES_CHAIN
-    ]
-    for dropper in droppers:
+    droppers = [each for each in chains if each.hook == "forward" and each.drops and each.path != _OF_IPTABLES]
+    for each in droppers:
         yield warning(
             "FORWARD",
-            f"the policy of {dropper} is to drop, and our rule is not in there",
-            "accept there what is DNATed",
+            f"the policy of {each}{_by(each)} is to drop, and no rule of ours can be in there",
+            f"nft insert rule {each.path} ct status dnat ct original ip daddr {vip} accept",
         )
     if not droppers:
-        own = policies.get(chosen, "ACCEPT")
-        yield ok(
-            "FORWARD", f"policy {own}" if own == "ACCEPT" else f"policy {own}: our rule accepts what goes to TARGET"
+        closed = [name for name, text in saved.items() if policy(text, "filter", "FORWARD") == "DROP"]
+        found = f"policy DROP in {' and '.join(closed)}: a master accepts what goes to TARGET, last of all"
+        yield ok("FORWARD", found if closed else "policy ACCEPT")
+
+
+def translating(backend: Backend, chains: Sequence[Chain]) -> Iterator[Finding]:
+    """Say which others translate in nftables, and whether before our rules."""
+    first, last = ahead(backend, chains), max(backend.priorities)
+    for each in first:
+        advice = "leave --dataplane at auto, and have nft installed: apt-get install nftables"
+        yield warning(
+            "NAT",
+            f"{each}{_by(each)} translates before the rules in {backend.name}: TARGET may not see the VIP",
+            f"give it a priority above {last}" if backend.name == Nftables.name else advice,
         )
+    if not first:
+        names = ", ".join(sorted({f"{each.family} {each.table}{_by(each)}" for each in strangers(chains)}))
+        yield ok(
+            "NAT", f"behind our rules: nftables table {names}" if names else "no nftables table of others translates"
+        )
+
+
+def _by(chain: Chain) -> str:
+    return f" ({_OWNERS[chain.table]})" if chain.table in _OWNERS else ""
+
+
+def sources(tracked: int, wrong: int) -> Finding:
+    """Say whether TARGET sees the VIP, by what the kernel has recorded of connections: no rule can tell as much."""
+    if not wrong:
+        return ok("source", f"TARGET sees the VIP, in {tracked} tracked connection{'s' * (tracked != 1)}")
+    return warning(
+        "source",
+        f"{wrong} of {tracked} tracked connections do not have the VIP as the source that TARGET sees",
+        "see who else translates (NAT, POSTROUTING); those that are open stay as they are until they end",
+    )
 
 
 def postrouting(saved: str, vip: IPv4Address, *, runs: bool) -> Finding:

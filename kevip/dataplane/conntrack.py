@@ -32,11 +32,25 @@ def fill() -> tuple[int, int] | None:
         return None
 
 
-def count(vip: IPv4Address) -> int:
-    """Return how many connections to the VIP are tracked; raises CommandError."""
+def count(vip: IPv4Address, *conditions: str) -> int:
+    """Return how many connections to the VIP are tracked, of those that meet conditions; raises CommandError."""
     # Its stdout may be long; the number is the last that it says.
-    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)])
+    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip), *conditions])
     return int(re.findall(r"(\d+) flow entries", said)[-1])
+
+
+def count_wrong(vip: IPv4Address, all_of_them: int) -> int:
+    """Return how many connections to the VIP do not have it as the source that TARGET sees; raises CommandError.
+
+    What this host answers itself is none of them.
+    """
+    if all_of_them == count(vip, "--reply-dst", str(vip)):
+        return 0  # which saves reading the list: it may be long
+    said = command.run_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)])
+    return sum(each[0] != str(vip) != each[1] for each in _REPLY.findall(said))
+
+
+_REPLY = re.compile(r"src=\S+ dst=\S+ .*?src=(\S+) dst=(\S+)")
 
 
 def forget_untranslated(vip: IPv4Address) -> None:

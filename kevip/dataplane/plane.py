@@ -5,8 +5,8 @@ host may have a hundred thousand rules and connections of others. A job beside i
 is still what it was begun for.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -16,39 +16,32 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 
 from kevip.core.messages import Level
-from kevip.dataplane import conntrack, iptables, lease
+from kevip.dataplane import conntrack, lease, select
+from kevip.dataplane.backend import Backend, Changes, flaws, texts
 from kevip.dataplane.iptables import Iptables
-from kevip.dataplane.rules import Proxy
+from kevip.dataplane.nftables import Nftables
+from kevip.dataplane.rules import TRANSLATION, Part, Parts, Proxy
 from kevip.errors import KevipError
-from kevip.host import kernel
+from kevip.host import kernel, nfnetlink
 from kevip.host.beside import Beside, Job
-from kevip.host.command import CommandError, Scope, run_now
+from kevip.host.command import CommandError, Scope
 from kevip.log import Warn
 from kevip.loop import Action, Loop
 
-TOGETHER = 4.0
-"""Seconds that programs have on the loop's thread, all together: the watchdog waits 5 s."""
+TOGETHER = 4.0  # seconds that programs have on the loop's thread, all together: the watchdog waits 5 s
+RENEWAL = 2.5  # the same for a renewal: the watchdog waits since the last one, 2 s ago
+BESIDE = 30.0  # seconds that a job beside the loop has
+CHECK = 2.5  # seconds between looks at the rules, at least
 
-RENEWAL = 2.5
-"""The same for a renewal: the watchdog waits since the last one, 2 s ago."""
+# A look at the rules that takes longer than that, in seconds, is dear: it is followed by so many times the rest without
+# one. A look that failed may have taken long for that reason only.
+_CHEAP, _SHARE, _SHARE_OF_FAILED = 0.05, 100, 10
 
-BESIDE = 30.0
-"""Seconds that a job beside the loop has."""
+_TOLD = 10  # drifts that are told, at most: there may be a rule for each of thousands of networks
+_PATIENCE = 3.0  # seconds that are waited at the end for what is under way
 
-CHECK = 2.5
-"""Seconds between looks at the rules, at least."""
-
-_SHARE = 100
-"""A look at the rules is followed by that many times its duration without one: where there are many, it is dear."""
-
-_SHARE_OF_FAILED = 10
-"""The same for a look that failed: it may have taken long for that reason only."""
-
-_TOLD = 10
-"""Drifts that are told, at most: there may be a rule for each of thousands of networks."""
-
-_PATIENCE = 3.0
-"""Seconds that are waited at the end for what is under way."""
+Plan = dict[Backend, Parts]
+"""Which rules belong into which back ends. The first of them translates."""
 
 
 class Kind(StrEnum):
@@ -56,6 +49,7 @@ class Kind(StrEnum):
 
     ADDRESS = "address"
     FORWARDING = "forwarding"
+    FOREIGN_NAT = "foreign-nat"
     RULES = "rules"
 
 
@@ -84,43 +78,49 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class _Look:
-    """What came of a look. ``whole`` are our rules, if they were looked at, ``error`` is why they could not be."""
+    """What came of a look. ``rules`` says whether they were looked at, ``error`` is why they could not be."""
 
     level: Level
     rules: bool
-    """Whether rules are looked at."""
     drifts: list[Drift] = field(default_factory=list)
-    whole: list[str] | None = None
+    plan: Plan | None = None
+    whole: dict[Backend, list[str]] = field(default_factory=dict)
     error: KevipError | None = None
     seconds: float = 0.0
 
 
-Changes = Callable[[], AbstractContextManager[None]]
-"""What surrounds a change of the host; raises KevipError if it is not to be made."""
-
-
 class Plane:
-    """Brings this host to a level, and keeps it there. To be made after privileges were dropped."""
+    """Brings this host to a level, and keeps it there. To be made after privileges were dropped.
 
-    def __init__(self, proxy: Proxy, backend: Iptables, loop: Loop, listener: Listener, warn: Warn) -> None:
+    ``follows`` says that the rules may go to nftables when others begin to translate there.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one of its parts
+        self, proxy: Proxy, backend: Backend, loop: Loop, listener: Listener, warn: Warn, *, follows: bool = False
+    ) -> None:
         self._proxy, self._vip = proxy, proxy.vip
-        self._iptables = backend
         self._loop, self._beside = loop, Beside(loop)
         self._listener, self._warn = listener, warn
-        self._setup = iptables.setup(proxy)
-        self._restore, self._ip = backend.standby(), lease.standby()
-        self._installed: bool | None = False
-        """Whether our rules are here, None for some of them, or perhaps."""
-        self._whole: list[str] | None = None
+        self._backends = select.installed() | {backend.name: backend}
+        self._follows = follows and Nftables.name in self._backends
+        self._backend, self._restore, self._ip = backend, backend.standby(), lease.standby()
+        self._adopt({backend: TRANSLATION} if proxy.target else {})
+        self._whole: dict[Backend, list[str]] = {}
+        self._installed: bool | None = False  # whether our rules are here, None for some of them, or perhaps
         self._is_new = self._removes = False
         self._next_look = -inf
         self.interface = ""
         self.level = Level.NONE
 
     @property
-    def rules(self) -> list[str]:
-        """The rules that are here when all is well, as they are saved; none until they were looked at."""
-        return (self._whole or []) if self.level is Level.HELD else []
+    def backend(self) -> str:
+        """The name of the back end that has the rules, or would have them."""
+        return self._backend.name
+
+    @property
+    def rules(self) -> dict[str, list[str]]:
+        """The rules that are here when all is well, by back end, as they are saved; none until they were looked at."""
+        return {backend.name: rules for backend, rules in self._whole.items()} if self.level is Level.HELD else {}
 
     def apply(self, level: Level) -> None:
         """Bring the host to a level; raises KevipError.
@@ -151,9 +151,11 @@ class Plane:
         self._removes = False
         try:
             self._beside.cancel(scope.left())
-            if self._setup and not self._installed:
-                self._installed = self._whole = None
-                self._restore.run(self._setup)
+            if self._plan and not self._installed:
+                self._installed, self._whole = None, {}
+                for backend, text in self._setups.items():
+                    program = self._restore if backend == self._backend else backend.standby()
+                    program.run(text)
                 self._installed = True
             lease.take(self._vip, self.interface, self._ip)
         except KevipError:
@@ -187,9 +189,9 @@ class Plane:
 
         try:
             _drop_all(self._vip, job.changes)
-            if self._setup:
-                remove_rules(self._vip, self._iptables, self._iptables.save(run_now), changes)
-            left = conntrack.forget(self._vip) if self._setup else 0
+            if self._plan:
+                remove_rules(self._vip, self._backends.values(), self._plan, changes)
+            left = conntrack.forget(self._vip) if self._plan else 0
         except KevipError as error:
             return partial(self._removed, error)
         return partial(self._removed, left=left)
@@ -219,7 +221,7 @@ class Plane:
 
     def _stand_by(self) -> None:
         try:
-            if self._setup:
+            if self._plan:
                 self._restore.start()
             self._ip.start()
         except CommandError as error:
@@ -228,11 +230,13 @@ class Plane:
     def _look(self, look: _Look, job: Job) -> Action:
         begin = monotonic()
         try:
-            if look.level is Level.HELD and self._setup:
+            if look.level is Level.HELD and self._plan:
                 self._look_as_master(look, job.changes)
             elif look.level is Level.NONE and self._installed is False and (look.rules or lease.held(self._vip)):
                 look.rules = True
-                look.drifts = _clear(self._vip, self._iptables, job.changes)
+                look.drifts = self._clear(job.changes)
+                if self._plan:
+                    look.plan = self._survey(look.drifts)
         except KevipError as error:
             look.error = error
         look.seconds = monotonic() - begin
@@ -247,21 +251,44 @@ class Plane:
             return
         if self._is_new:
             conntrack.forget_untranslated(self._vip)
-        saved, whole = self._iptables.save(run_now), self._whole
-        flaws = [] if whole is None else iptables.flaws(saved, self._vip, whole)
-        found = iptables.ours(saved, self._vip)
-        if flaws or (whole is None and not iptables.is_whole(self._proxy, found)):
+        plan = self._survey(look.drifts)
+        for backend, parts in plan.items():
+            look.whole[backend] = self._mend(backend, parts, look.drifts, changes)
+        for backend in self._plan.keys() - plan.keys():
+            backend.remove(self._vip, backend.save(self._vip), changes)
+        look.plan = plan
+
+    def _survey(self, drifts: list[Drift]) -> Plan:
+        """Return what belongs where, by what others have on this host: it follows them."""
+        chains, backend = nfnetlink.base_chains(), self._backend
+        if self._follows and backend.name != Nftables.name and (others := select.ahead(backend, chains)):
+            drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {backend.name}: nftables takes over"))
+            backend = self._backends[Nftables.name]
+        closed = [each for each in self._backends.values() if isinstance(each, Iptables) and each.drops(chains)]
+        if self.level is Level.HELD and not self._is_new:
+            new = [each.name for each in closed if Part.ACCEPT not in self._plan.get(each, ())]
+            drifts += [Drift(Kind.FORWARDING, f"the policy of FORWARD in {name} is to drop") for name in new]
+        plan = {backend: TRANSLATION} | {each: frozenset() for each in closed if each != backend}
+        return {each: parts | {Part.ACCEPT} if each in closed else parts for each, parts in plan.items()}
+
+    def _mend(self, backend: Backend, parts: Parts, drifts: list[Drift], changes: Changes) -> list[str]:
+        """See to it that all rules are there and nothing else; return them."""
+        saved, whole = backend.save(self._vip), self._whole.get(backend) if self._plan.get(backend) == parts else None
+        wrong = flaws(backend, self._vip, saved, whole) if whole else []
+        found = texts(backend, self._vip, saved)
+        if wrong or (not whole and len(found) != backend.size(self._proxy, parts)):
             with changes():
-                self._iptables.apply(iptables.repair(self._proxy, saved))
-            found = iptables.ours(self._iptables.save(run_now), self._vip)
-        look.whole = found
-        look.drifts += [Drift(Kind.RULES, flaw) for flaw in flaws]
+                backend.repair(self._proxy, parts, saved)
+            found = texts(backend, self._vip, backend.save(self._vip))
+        drifts += [Drift(Kind.RULES, flaw) for flaw in wrong]
+        return found
 
     def _looked(self, look: _Look) -> None:
         if look.rules:
             share = _SHARE_OF_FAILED if look.error else _SHARE
-            self._next_look = self._loop.now() + max(CHECK, look.seconds * share)
-        if look.whole is not None:
+            self._next_look = self._loop.now() + max(CHECK, (look.seconds - _CHEAP) * share)
+        if look.plan:
+            self._adopt(look.plan)
             self._whole = look.whole
         self._tell(look.drifts)
         is_new, self._is_new = self._is_new, False
@@ -273,14 +300,26 @@ class Plane:
             event = "takeover.incomplete" if is_new else "drift.not_repaired"
             self._warn(event, None, error=str(look.error))
 
+    def _adopt(self, plan: Plan) -> None:
+        """Have rules where this says from now on."""
+        self._plan = plan
+        self._setups = {backend: backend.setup(self._proxy, parts) for backend, parts in plan.items()}
+        backend = next(iter(plan), self._backend)
+        if backend != self._backend:
+            self._restore.stop()
+            self._backend, self._restore = backend, backend.standby()
+
     def _tell(self, drifts: list[Drift]) -> None:
         more = [Drift(drifts[-1].kind, f"and {len(drifts) - _TOLD} more")] if len(drifts) > _TOLD else []
         if drifts:
             self._listener.drifted((*drifts[:_TOLD], *more))
 
     def cleanup(self) -> list[str]:
-        """Remove what an earlier kevip left for this VIP, in either back end; say what it was. Raises KevipError."""
-        return cleanup(self._vip, self._iptables)
+        """Remove what an earlier kevip left for this VIP, in any back end; say what it was. Raises KevipError."""
+        return [str(each) for each in self._clear(nullcontext)]
+
+    def _clear(self, changes: Changes) -> list[Drift]:
+        return clear(self._vip, self._backends.values(), [self._backend], changes)
 
     def end(self, patience: float = _PATIENCE) -> None:
         """Remove what is still here, and wait so many seconds for that; raises KevipError if something may be left."""
@@ -296,19 +335,16 @@ class Plane:
             raise KevipError(f"rules for {self._vip} are left on this host: the next start removes them")
 
 
-def cleanup(vip: IPv4Address, backend: Iptables) -> list[str]:
-    """Remove each lease of the VIP, then its rules in this back end, and in the other one if that works here.
+def clear(
+    vip: IPv4Address, backends: Iterable[Backend], needed: Collection[Backend], changes: Changes = nullcontext
+) -> list[Drift]:
+    """Remove each lease of the VIP, then its rules, and say what was there. Raises KevipError.
 
-    Say what was there. Raises KevipError.
+    Back ends that do not work are passed over, unless they are ``needed``.
     """
-    return [str(each) for each in _clear(vip, backend, nullcontext)]
-
-
-def _clear(vip: IPv4Address, backend: Iptables, changes: Changes) -> list[Drift]:
     found = [Drift(Kind.ADDRESS, f"address on {name}") for name in _drop_all(vip, changes)]
-    saved = {backend.prefix: backend.save(run_now)} | iptables.save_all(but=backend)
-    cleared = [prefix for prefix, text in saved.items() if remove_rules(vip, Iptables(prefix), text, changes)]
-    found += [Drift(Kind.RULES, f"rules in {prefix}") for prefix in cleared]
+    cleared = remove_rules(vip, backends, needed, changes)
+    found += [Drift(Kind.RULES, f"rules in {name}") for name in cleared]
     if cleared and (tracked := conntrack.count(vip)):
         conntrack.forget(vip)
         found.append(Drift(Kind.RULES, f"{tracked} tracked connection{'' if tracked == 1 else 's'}"))
@@ -324,16 +360,18 @@ def _drop_all(vip: IPv4Address, changes: Changes) -> list[str]:
     return names
 
 
-def remove_rules(vip: IPv4Address, backend: Iptables, saved: str, changes: Changes = nullcontext) -> bool:
-    """Remove all rules of the VIP that are saved; say whether there were any. Raises KevipError."""
-    disarm, delete = iptables.teardown(saved, vip)
-    if disarm:
-        with changes():
-            backend.apply(disarm)
-    if delete:
+def remove_rules(
+    vip: IPv4Address, backends: Iterable[Backend], needed: Collection[Backend], changes: Changes = nullcontext
+) -> list[str]:
+    """Remove all rules of the VIP as ``clear`` does; return the names of the back ends that had any."""
+    found = []
+    for each in backends:
         try:
-            with changes():
-                backend.apply(delete)
-        except CommandError as error:
-            raise KevipError(*error.problems, f"empty chains of {vip} stay: a rule of others jumps there") from None
-    return bool(disarm)
+            saved = each.save(vip)
+        except KevipError:
+            if each in needed:
+                raise
+            continue
+        if each.remove(vip, saved, changes):
+            found.append(each.name)
+    return found

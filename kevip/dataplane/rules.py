@@ -3,12 +3,14 @@
 ::
 
                     mangle PREROUTING     nat PREROUTING        filter FORWARD     nat POSTROUTING
-   client ── VIP ──►──────────────────────► DNAT to TARGET ──────► ACCEPT ────────► SNAT to VIP ──► TARGET
+   client ── VIP ──►──────────────────────► DNAT to TARGET ──────► (ACCEPT) ──────► SNAT to VIP ──► TARGET
    master itself ─── nat OUTPUT: DNAT to TARGET ──────────────────────────────────► SNAT to VIP ──► TARGET
    TARGET ── VIP ──► DROP what no                    (conntrack undoes DNAT and SNAT for replies)
                      connection here expects
    others ── VIP ──► DROP unless allowed
                                              ports not listed:  filter INPUT: REJECT
+
+What is proxied is accepted in FORWARD only where the policy there is to drop, and last: what others refuse stays so.
 
 DNAT and DROP match only while the VIP is an address of this host, SNAT and ACCEPT only connections that came in for
 it: on a host that does not hold the VIP, rules that were left behind do nothing.
@@ -28,13 +30,34 @@ class Part(StrEnum):
     REFUSE = auto()
     """Refuses what is sent to other ports than those that are proxied."""
     FORWARD = auto()
-    """Lets what is proxied pass."""
+    """Counts what is forwarded."""
+    ACCEPT = auto()
+    """Lets that pass where the policy would drop it."""
     DNAT = auto()
     """Sends it to TARGET."""
     SNAT = auto()
     """Gives it the VIP as its source."""
     MASQUERADE = auto()
     """Gives all that leaves this host its address."""
+
+
+Parts = frozenset[Part]
+
+TRANSLATION = frozenset(Part) - {Part.ACCEPT}
+"""What is needed in one back end, whatever the policy of FORWARD is in any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule of ours in the kernel, and the packets and bytes that it matched since it is there.
+
+    ``part`` is what it is for; None for one that only leads to others, or excepts something.
+    """
+
+    text: str
+    part: Part | None
+    packets: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

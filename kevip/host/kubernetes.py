@@ -6,7 +6,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from kevip.host import nftables
+from kevip.host import nfnetlink
 from kevip.host.interface import Interface
 
 _IPVS_SERVICES = Path("/proc/net/ip_vs")
@@ -31,7 +31,7 @@ def mode_of(address: IPv4Address, interfaces: Sequence[Interface], saved: Iterab
         return Mode.IPVS
     if any(has_kube_services_rule(address, text) for text in saved):
         return Mode.IPTABLES
-    return Mode.NFTABLES if nftables.contains(*_NFTABLES_SET, address) else None
+    return Mode.NFTABLES if nfnetlink.contains(*_NFTABLES_SET, address) else None
 
 
 def on_ipvs_interface(address: IPv4Address, interfaces: Sequence[Interface]) -> bool:

@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from io import BufferedReader, RawIOBase
@@ -19,7 +20,6 @@ from prometheus_client.registry import Collector
 
 from kevip.config import Endpoint
 from kevip.core.messages import Role
-from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.plane import Kind
 from kevip.election.carp import FLAWS
 from kevip.errors import HostError, KevipError
@@ -48,9 +48,8 @@ _Family = type[GaugeMetricFamily | CounterMetricFamily]
 class Exporter(Collector):
     """Makes metrics of what a daemon has seen and done, and of what is on its host when it is asked."""
 
-    def __init__(self, record: Record, iptables: Iptables) -> None:
+    def __init__(self, record: Record) -> None:
         self._record = record
-        self._iptables = iptables
         self._lock = Lock()
         self._facts: Facts | None = None
         self._looked = -_SHARED
@@ -66,7 +65,7 @@ class Exporter(Collector):
             return Verdict(ok=False, text="this host's addresses cannot be listed")
         if self._record.role not in {Role.MASTER, Role.BACKUP}:
             return Verdict(ok=False, text=f"not in the election: {PROSE[self._record.reason]}")
-        return verdict(facts)
+        return verdict(replace(facts, foreign=()))  # no other host need be better off
 
     def _look(self) -> Facts | None:
         """Look at the host, unless that was done just now; None if it cannot be."""
@@ -74,7 +73,7 @@ class Exporter(Collector):
             if monotonic() - self._looked >= _SHARED:
                 self._looked, self._facts = monotonic(), None
                 try:
-                    look = Look(Path(), [self._iptables])
+                    look = Look(Path(), [self._record.dataplane])
                     self._facts = look.of(self._record.vip, self._record.snapshot(), monotonic())
                 except KevipError as error:
                     logger().debug("metrics.incomplete", error=str(error))
@@ -96,6 +95,10 @@ class Exporter(Collector):
             yield from _of_rules(facts)
         if facts.connections is not None:
             yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", facts.connections)
+            text = "Those of them whose source TARGET does not see as the VIP."
+            yield _gauge("conntrack_wrong_source", text, facts.wrong)
+        text = "NAT chains of others that may translate before the rules of the VIP."
+        yield _gauge("foreign_nat_chains", text, len(facts.foreign))
         if facts.report and (health := facts.report.health):
             yield _gauge("target_up", "Whether TARGET passes its check.", health.up)
             if health.round_trip_ms is not None:

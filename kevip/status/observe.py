@@ -1,15 +1,16 @@
 """What is: the facts about each VIP on this host, from what its daemon says and from the kernel. Changes nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from kevip.dataplane import conntrack
-from kevip.dataplane.iptables import Iptables, Rule, counted, installed
+from kevip.dataplane.rules import Part, Rule
+from kevip.dataplane.select import ahead, installed
 from kevip.errors import KevipError
-from kevip.host import interface, kernel, lock
+from kevip.host import interface, kernel, lock, nfnetlink
 from kevip.host.command import run_now
 from kevip.status.record import Moment, Record
 from kevip.status.runfile import StateFile, reported
@@ -28,8 +29,9 @@ class Held:
 class Facts:
     """All that is known about a VIP here. ``rules`` are by back end; ``privileged``: they could be looked for.
 
-    ``at`` is when that was, by the clock of the report; ``link`` is what is wrong with its interface, ``flaws`` are
-    what could not be read, which should be readable.
+    ``at`` is when that was, by the clock of the report; ``link`` is what is wrong with its interface, ``wrong`` are
+    the connections whose source TARGET does not see as the VIP, ``foreign`` the NAT chains of others that may translate
+    before our rules, ``flaws`` are what could not be read, which should be readable.
     """
 
     vip: IPv4Address
@@ -42,6 +44,8 @@ class Facts:
     held: tuple[Held, ...] = ()
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     connections: int | None = None
+    wrong: int = 0
+    foreign: tuple[str, ...] = ()
     flaws: tuple[str, ...] = ()
 
     def age(self, moment: Moment) -> float:
@@ -58,8 +62,8 @@ class Facts:
         """The rules that its daemon has installed and are not there."""
         if not self.report:
             return []
-        present = {rule.text for rule in self.rules.get(self.report.iptables, ())}
-        return [rule for rule in self.report.rules if rule not in present]
+        present = {(name, rule.text) for name, rules in self.rules.items() for rule in rules}
+        return [rule for name, rules in self.report.rules.items() for rule in rules if (name, rule) not in present]
 
     def counters(self) -> dict[str, tuple[int, int]]:
         """Return packets and bytes by what the rules that matched them do."""
@@ -74,23 +78,25 @@ class Facts:
 class Look:
     """A look at this host, for any number of VIPs; raises CommandError if it cannot even list its interfaces."""
 
-    def __init__(self, run_dir: Path, backends: Iterable[Iptables] | None = None) -> None:
+    def __init__(self, run_dir: Path, backends: Collection[str] | None = None) -> None:
         self._run_dir = run_dir
         self._privileged = "NET_ADMIN" not in kernel.missing_capabilities()
         self._running = lock.taken()
         self._interfaces = interface.listing(run_now)
         self._held = _held(self._interfaces)
+        self._chains = nfnetlink.base_chains() if self._privileged else []
         self._flaws: dict[str, str] = {}
         self._rules: dict[str, dict[IPv4Address, list[Rule]]] = {}
         if self._privileged:
-            self._read_rules(installed().values() if backends is None else backends)
+            self._read_rules(backends)
 
-    def _read_rules(self, backends: Iterable[Iptables]) -> None:
-        for each in backends:
-            try:
-                self._rules[each.prefix] = counted(each.save(run_now, counters=True))
-            except KevipError as error:
-                self._flaws[each.prefix] = str(error)
+    def _read_rules(self, wanted: Collection[str] | None) -> None:
+        for name, each in installed().items():
+            if wanted is None or name in wanted:
+                try:
+                    self._rules[name] = each.rules(each.save(counters=True))
+                except KevipError as error:
+                    self._flaws[name] = str(error)
 
     def vips(self) -> list[IPv4Address]:
         """Return every VIP of which there is something here: a daemon, a runtime file, a lease or rules."""
@@ -107,8 +113,10 @@ class Look:
 
     def of(self, vip: IPv4Address, report: Record | None, now: Moment, flaws: tuple[str, ...] = ()) -> Facts:
         """Return the facts about a VIP; ``report`` is what its daemon says, ``now`` the time on that one's clock."""
-        if not self._rules or (report and report.iptables in self._flaws):
+        if not self._rules or (report and report.dataplane in self._flaws):
             flaws += tuple(self._flaws.values())
+        rules = {name: tuple(rules[vip]) for name, rules in self._rules.items() if vip in rules}
+        connections = _connections(vip) if self._privileged else None
         return Facts(
             vip=vip,
             at=now,
@@ -118,10 +126,17 @@ class Look:
             report=report,
             link=interface.link_problem(self._interfaces, report.interface) if report else "",
             held=tuple(self._held.get(vip, ())),
-            rules={prefix: tuple(rules[vip]) for prefix, rules in self._rules.items() if vip in rules},
-            connections=_connections(vip) if self._privileged else None,
+            rules=rules,
+            connections=connections,
+            wrong=_wrong(vip, connections, rules.values()),
+            foreign=self._foreign(report),
             flaws=flaws,
         )
+
+    def _foreign(self, report: Record | None) -> tuple[str, ...]:
+        """Return the chains that may translate before the rules that a daemon has, or would have."""
+        backend = installed().get(report.dataplane) if report and report.target else None
+        return tuple(map(str, ahead(backend, self._chains))) if backend else ()
 
 
 def _held(interfaces: Iterable[interface.Interface]) -> dict[IPv4Address, list[Held]]:
@@ -141,3 +156,12 @@ def _connections(vip: IPv4Address) -> int | None:
     with suppress(KevipError):
         return conntrack.count(vip)
     return None
+
+
+def _wrong(vip: IPv4Address, connections: int | None, rules: Iterable[tuple[Rule, ...]]) -> int:
+    """Return how many connections have a wrong source; none where our rules do not give them the VIP as theirs."""
+    if not connections or not any(rule.part is Part.SNAT for each in rules for rule in each):
+        return 0
+    with suppress(KevipError):
+        return conntrack.count_wrong(vip, connections)
+    return 0

@@ -57,15 +57,15 @@ class Record:
     """Counts since the start of the daemon; ``peers`` says when each of them advertised last.
 
     ``patience`` is the seconds without an advert after which a backup takes over, ``rules`` what a master has
-    installed, ``claims`` the MAC addresses of others that claim the VIP and when they last did, ``entered`` how often
-    each role was entered for which reason, and ``turned`` when the loop last turned.
+    installed, by back end, ``claims`` the MAC addresses of others that claim the VIP and when they last did,
+    ``entered`` how often each role was entered for which reason, and ``turned`` when the loop last turned.
     """
 
     vip: IPv4Address
     target: IPv4Address | None
     vip_id: int
     interface: str
-    iptables: str
+    dataplane: str
     patience: float
     pid: int = field(default_factory=os.getpid)
     version: str = VERSION
@@ -81,7 +81,7 @@ class Record:
     bad_adverts: Counter[str] = field(default_factory=Counter)
     ucarp_starts: int = 0
     health: Health | None = None
-    rules: list[str] = field(default_factory=list)
+    rules: dict[str, list[str]] = field(default_factory=dict)
     claims: dict[str, Moment] = field(default_factory=dict)
     takeovers: Durations = field(default_factory=Durations)
     handovers: Durations = field(default_factory=Durations)

@@ -89,6 +89,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "address", _address(facts)
     if facts.privileged:
         yield "rules", _rules(facts)
+    if facts.foreign:
+        yield "others' NAT", "; ".join(f"{chain}: before ours" for chain in facts.foreign)
     yield from _traffic(facts)
     if report:
         yield "peers", _peers(facts, report)
@@ -135,6 +137,8 @@ def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
     """Yield what goes through the rules. Of a connection, nat sees the first packet only."""
     counters = facts.counters()
     tracked = "" if facts.connections is None else f"{facts.connections} tracked now"
+    if facts.wrong:
+        tracked += f", {facts.wrong} with a wrong source"
     if "dnat" in counters:
         tracked = f"{counters['dnat'][0]} new since the rules are there, {tracked}"
     if tracked:
@@ -194,6 +198,8 @@ def _as_json(status: Status) -> dict[str, Any]:
         "missing_rules": facts.missing,
         "counters": {part: {"packets": counts[0], "bytes": counts[1]} for part, counts in facts.counters().items()},
         "conntrack_entries": facts.connections,
+        "wrong_source": facts.wrong,
+        "foreign_nat": list(facts.foreign),
     }
 
 

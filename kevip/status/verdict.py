@@ -46,6 +46,11 @@ def _problems(facts: Facts) -> Iterator[str]:
     yield from _of_daemon(facts)
     if report := facts.report:
         yield from _of_role(facts, report)
+        if facts.foreign:
+            yield (
+                f"{facts.foreign[0]} translates before the rules in {report.dataplane}: TARGET may not see the VIP: "
+                "leave --dataplane at auto, and have nft installed (apt-get install nftables)"
+            )
         yield from _of_target(report)
 
 
@@ -105,7 +110,8 @@ def _of_master(facts: Facts, report: Record) -> Iterator[str]:
     if report.interface not in facts.leased:
         yield f"it is master without the VIP on {report.interface}: if this stays for 5 s, its log says why (drift.*)"
     if missing := facts.missing:
-        rules = f"{len(missing)} of {len(report.rules)} rules" if len(missing) < len(report.rules) else "its rules"
+        number = sum(map(len, report.rules.values()))
+        rules = f"{len(missing)} of {number} rules" if len(missing) < number else "its rules"
         yield f"it is master without {rules}: if this stays for 5 s, its log says why (drift.*)"
     if macs := ", ".join(report.claims):
         yield f"{macs} answers ARP for the VIP too, and is no peer that is heard: kevip check says who it is"

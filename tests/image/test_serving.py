@@ -81,8 +81,8 @@ def test_takes_the_back_end_that_has_rules(node: Namespace, start: Start, backen
     node.iptables("-A", "INPUT", "-s", "192.0.2.77", "-j", "ACCEPT", backend=backend)
     before = node.rules()
     container = start(node).master()
-    assert f"kevip:{VIP}" in str(node.rules()[backend])
-    assert node.rules()[other] == []
+    assert f"kevip:{VIP}" in str(node.rules()[f"iptables-{backend}"])
+    assert node.rules()[f"iptables-{other}"] == []
     assert container.stop() == 0
     assert node.rules() == before
 
@@ -94,8 +94,8 @@ def test_takes_the_back_end_of_the_kubelet(node: Namespace, start: Start, backen
     node.iptables("-t", "mangle", "-N", "KUBE-KUBELET-CANARY", backend=backend)
     before = node.rules()
     container = start(node).master()
-    assert f"kevip:{VIP}" in str(node.rules()[backend])
-    assert node.rules()[other] == before[other]
+    assert f"kevip:{VIP}" in str(node.rules()[f"iptables-{backend}"])
+    assert node.rules()[f"iptables-{other}"] == before[f"iptables-{other}"]
     assert container.stop() == 0
     assert node.rules() == before
 

@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -64,6 +65,17 @@ def run(*argv: str, stdin: str = "") -> str:
     if done.returncode:
         raise AssertionError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr}")
     return done.stdout
+
+
+DATAPLANES = ("nftables", "iptables-nft", "iptables-legacy")
+
+
+def iptables_beside(dataplane: str) -> str:
+    """Return which iptables somebody uses who has a dataplane: that one, or iptables-nft beside nftables."""
+    return "legacy" if dataplane == "iptables-legacy" else "nft"
+
+
+_OF_IPTABLES = re.compile(r"ip6? (filter|nat|mangle|raw|security) ")
 
 
 class Namespace:
@@ -124,11 +136,21 @@ class Namespace:
         return any(each.split("/")[0] == address for _, each, _ in self.addresses())
 
     def rules(self) -> dict[str, list[str]]:
-        """Return all rules by back end, without counters, time stamps, and tables that hold nothing.
+        """Return all rules by back end, without counters, time stamps, and tables of iptables that hold nothing.
 
-        A table that was used once stays, empty, until its namespace ends; it does nothing.
+        Such a table that was used once stays, empty, until its namespace ends; it does nothing.
         """
-        return {backend: _rules(self.run(f"iptables-{backend}-save")) for backend in ("nft", "legacy")}
+        tables = re.split(r"^table ", self.run("nft", "--stateless", "list", "ruleset"), flags=re.MULTILINE)
+        native = [f"table {each}" for each in tables if each and not _OF_IPTABLES.match(each)]
+        return {
+            "nftables": "".join(native).splitlines(),
+            "iptables-nft": _rules(self.run("iptables-nft-save")),
+            "iptables-legacy": _rules(self.run("iptables-legacy-save")),
+        }
+
+    def has_rules(self, dataplane: str) -> bool:
+        """Whether rules of kevip's are there."""
+        return any("kevip-" in line.lower() for line in self.rules()[dataplane])
 
     def iptables(self, *arguments: str, backend: str = "nft") -> str:
         """Run iptables here."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from lab.network import CLIENT, FAR_CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually
+from lab.network import CLIENT, DATAPLANES, FAR_CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import PORT, pings, server, tcp_source, udp_source
 
@@ -52,10 +52,12 @@ def in_both_reigns(network: Network, start: Start, **settings: object) -> Iterat
     yield backup, master
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_only_allowed_sources_are_proxied_and_all_else_is_dropped(guarded: Network, start: Start, backend: str) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_only_allowed_sources_are_proxied_and_all_else_is_dropped(
+    guarded: Network, start: Start, dataplane: str
+) -> None:
     allowed = f"{CLIENT},{LAN}.12/32"
-    for master, backup in in_both_reigns(guarded, start, allow_from=allowed, iptables=backend):
+    for master, backup in in_both_reigns(guarded, start, allow_from=allowed, dataplane=dataplane):
         assert tcp_and_udp(guarded.client) == (VIP, VIP)
         for other in (guarded.far_client, guarded.nodes[2]):
             assert tcp_and_udp(other) == ("dropped", "dropped")
@@ -66,9 +68,9 @@ def test_only_allowed_sources_are_proxied_and_all_else_is_dropped(guarded: Netwo
             assert tcp_and_udp(node) == ((VIP, VIP) if node is node2 else ("dropped", "dropped"))
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_only_listed_ports_are_proxied_and_the_rest_is_refused(guarded: Network, start: Start, backend: str) -> None:
-    for master, backup in in_both_reigns(guarded, start, port=f"{PORT},{OTHER}/udp", iptables=backend):
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_only_listed_ports_are_proxied_and_the_rest_is_refused(guarded: Network, start: Start, dataplane: str) -> None:
+    for master, backup in in_both_reigns(guarded, start, port=f"{PORT},{OTHER}/udp", dataplane=dataplane):
         for host in (guarded.client, guarded.far_client, master, backup):
             assert tcp_and_udp(host) == (VIP, "refused")
             assert tcp_and_udp(host, OTHER) == ("refused", VIP)

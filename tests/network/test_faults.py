@@ -217,7 +217,7 @@ def test_a_jump_that_is_not_first_any_more(pair: Pair) -> None:
     what = pair.master.logged("drift.repaired", within=6)["what"]
     assert what == ["nat POSTROUTING: others before our jump"]
     assert tcp_source(pair.network.client, VIP) == VIP
-    assert "-A POSTROUTING -j MASQUERADE" in pair.master.node.rules()["nft"]
+    assert "-A POSTROUTING -j MASQUERADE" in pair.master.node.rules()["iptables-nft"]
     assert pair.heals() == pair.master.node
 
 
@@ -239,7 +239,9 @@ def test_what_a_backup_must_not_have(pair: Pair) -> None:
     pair.backup.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0", "valid_lft", "60", "preferred_lft", "0")
     what = pair.backup.logged("drift.repaired", within=6)["what"]
     assert "address on eth0" in what
-    eventually(lambda: not any("KEVIP" in line for line in pair.backup.node.rules()["nft"]), what="rules are removed")
+    eventually(
+        lambda: not any("KEVIP" in line for line in pair.backup.node.rules()["iptables-nft"]), what="rules are removed"
+    )
     assert pair.heals() == pair.master.node
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.network import DATAPLANES, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke, wrapped
 from lab.traffic import answers, tcp_source
 
@@ -33,12 +33,14 @@ def add_foreign(node: Namespace) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_stop_leaves_the_host_as_it_was(network: Network, start: Start, number: signal.Signals, backend: str) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_a_stop_leaves_the_host_as_it_was(
+    network: Network, start: Start, number: signal.Signals, dataplane: str
+) -> None:
     node = network.nodes[0]
     add_foreign(node)
     before = whole_state(node)
-    replica = start(node, iptables=backend).master()
+    replica = start(node, dataplane=dataplane).master()
     assert whole_state(node) != before
     assert replica.stop(number)[0] == 0
     assert whole_state(node) == before
@@ -161,19 +163,19 @@ def test_without_a_carrier_it_still_stops(network: Network, start: Start) -> Non
     assert whole_state(node) == before
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_after_sigkill_the_kernel_removes_the_vip_and_the_next_start_the_rest(
-    network: Network, start: Start, backend: str
+    network: Network, start: Start, dataplane: str
 ) -> None:
     node = network.nodes[0]
     add_foreign(node)
     before = whole_state(node)
-    start(node, iptables=backend).master().kill()
+    start(node, dataplane=dataplane).master().kill()
     assert node.has(VIP)
     eventually(lambda: not node.has(VIP), within=12, what="the kernel removes the VIP")
     assert node.rules() != before[0]
-    again = start(node, iptables=backend)
-    assert again.logged("leftovers.removed")["what"] == [f"rules in iptables-{backend}"]
+    again = start(node, dataplane=dataplane)
+    assert again.logged("leftovers.removed")["what"] == [f"rules in {dataplane}"]
     assert node.rules() == before[0]
     again.master()
     assert tcp_source(network.client, VIP) == VIP
@@ -187,7 +189,7 @@ def test_a_start_right_after_sigkill_removes_address_and_rules(network: Network,
     again = start(network.nodes[0], iptables="nft")
     assert again.logged("leftovers.removed")["what"] == ["address on eth0", "rules in iptables-legacy"]
     again.master()
-    assert not any("KEVIP" in line for line in network.nodes[0].rules()["legacy"])
+    assert not any("KEVIP" in line for line in network.nodes[0].rules()["iptables-legacy"])
 
 
 def test_ucarp_and_hooks_end_with_a_killed_daemon(network: Network, start: Start) -> None:
@@ -252,7 +254,9 @@ def test_hooks_that_run_twice_change_nothing(network: Network, start: Start) -> 
         for _ in range(2):
             call("vip-down")
             assert not network.holders()
-        eventually(lambda: not any("KEVIP" in line for line in network.nodes[0].rules()["nft"]), what="the rules go")
+        eventually(
+            lambda: not any("KEVIP" in line for line in network.nodes[0].rules()["iptables-nft"]), what="the rules go"
+        )
         call("vip-up")
         assert (network.nodes[0].rules(), network.nodes[0].addresses()) == serving
         assert tcp_source(network.client, VIP) == VIP
@@ -267,14 +271,14 @@ def test_a_takeover_that_fails_is_undone_told_and_tried_again(network: Network, 
     )
     wrapper.chmod(0o755)
     node = network.nodes[0]
-    before = node.rules()["nft"], node.addresses()
+    before = node.rules()["iptables-nft"], node.addresses()
     flaw.touch()
     broken = start(node, advskew=1, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert "exit status 4: no nat table" in broken.logged("takeover.failed")["error"]
     broken.logged("election.resigned")
     assert broken.logged("ucarp.ended")["retry_seconds"] == 1
     assert broken.logged("ucarp.ended", times=2)["retry_seconds"] == 2
-    assert (node.rules()["nft"], node.addresses()) == before
+    assert (node.rules()["iptables-nft"], node.addresses()) == before
     other = start(network.nodes[1], advskew=200).master()
     assert network.holders() == [other.node]
     other.stop()
@@ -464,18 +468,30 @@ def test_impatient_signals_do_not_delay_the_stop(network: Network, start: Start)
         assert time.monotonic() - begin < 8
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_rule_of_others_that_jumps_to_our_chain_is_no_obstacle(network: Network, start: Start, backend: str) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES[1:])
+def test_a_rule_of_others_that_jumps_to_our_chain_is_no_obstacle(
+    network: Network, start: Start, dataplane: str
+) -> None:
     """The kernel keeps a chain that is jumped to: it stays, empty, and is told."""
     node = network.nodes[0]
-    replica = start(node, iptables=backend).master()
-    node.iptables("-t", "nat", "-A", "PREROUTING", "-s", "10.9.9.9", "-j", f"KEVIP-DNAT-{VIP}", backend=backend)
+    replica = start(node, dataplane=dataplane).master()
+    node.iptables(
+        "-t",
+        "nat",
+        "-A",
+        "PREROUTING",
+        "-s",
+        "10.9.9.9",
+        "-j",
+        f"KEVIP-DNAT-{VIP}",
+        backend=dataplane.removeprefix("iptables-"),
+    )
     assert replica.stop()[0] == 1
     assert "a rule of others jumps there" in replica.logged("release.failed")["error"]
-    left = [line for line in node.rules()[backend] if "KEVIP" in line]
+    left = [line for line in node.rules()[dataplane] if "KEVIP" in line]
     assert f":KEVIP-DNAT-{VIP} -" in left
     assert [line for line in left if line.startswith("-A")] == [f"-A PREROUTING -s 10.9.9.9/32 -j KEVIP-DNAT-{VIP}"]
-    again = start(node, iptables=backend).master()
+    again = start(node, dataplane=dataplane).master()
     assert again.events("leftovers.stay")
     assert tcp_source(network.client, VIP) == VIP
 

@@ -62,16 +62,36 @@ def value(host: Namespace, name: str, **labels: str) -> float | None:
     return scrape(host).get((f"kevip_{name}", frozenset(labels.items())))
 
 
-def counters(host: Namespace, table: str, chain: str) -> tuple[int, int]:
-    """Return packets and bytes of the first rule in a chain of ours, from the kernel."""
-    listed = host.iptables("-t", table, "-nvxL", f"KEVIP-{chain}-{VIP}")
-    packets, octets = listed.splitlines()[2].split()[:2]
-    return int(packets), int(octets)
+def in_iptables(host: Namespace) -> dict[str, tuple[int, int]]:
+    """Return packets and bytes of the first rule of each part, from the kernel."""
+    found = {}
+    for part, table, chain in [
+        ("dnat", "nat", f"KEVIP-DNAT-{VIP}"),
+        ("snat", "nat", f"KEVIP-SNAT-{VIP}"),
+        ("forward", "mangle", "FORWARD"),
+        ("guard", "mangle", f"KEVIP-GUARD-{VIP}"),
+    ]:
+        packets, octets = host.iptables("-t", table, "-nvxL", chain).splitlines()[2].split()[:2]
+        found[part] = int(packets), int(octets)
+    return found
 
 
-def test_the_counters_are_those_of_the_kernel(network: Network, start: Start) -> None:
+def in_nftables(host: Namespace) -> dict[str, tuple[int, int]]:
+    """Return the same; of DNAT, there is a rule for what comes in, and one for what this host sends."""
+    text = host.run("nft", "list", "table", "ip", f"kevip-{VIP}")
+    found = re.findall(r"chain (\w+) {.*?counter packets (\d+) bytes (\d+)", text, re.DOTALL)
+    each = {chain: (int(packets), int(octets)) for chain, packets, octets in found}
+    came, sent = each["prerouting"], each["output"]
+    dnat = came[0] + sent[0], came[1] + sent[1]
+    return {"dnat": dnat, "snat": each["postrouting"], "forward": each["forward"], "guard": each["guard"]}
+
+
+@pytest.mark.parametrize(("dataplane", "counters"), [("iptables-nft", in_iptables), ("nftables", in_nftables)])
+def test_the_counters_are_those_of_the_kernel(
+    network: Network, start: Start, dataplane: str, counters: Callable[[Namespace], dict[str, tuple[int, int]]]
+) -> None:
     node = network.nodes[0]
-    start(node, metrics=EVERYWHERE).master()
+    start(node, metrics=EVERYWHERE, dataplane=dataplane).master()
     for _ in range(5):
         assert tcp_source(network.client, VIP) == VIP
     assert udp_source(network.client, VIP) == VIP
@@ -79,12 +99,7 @@ def test_the_counters_are_those_of_the_kernel(network: Network, start: Start) ->
 
     def agree() -> bool:
         samples = scrape(node)
-        kernel = {
-            "dnat": counters(node, "nat", "DNAT"),
-            "snat": counters(node, "nat", "SNAT"),
-            "forward": counters(node, "filter", "FWD"),
-            "guard": counters(node, "mangle", "GUARD"),
-        }
+        kernel = counters(node)
         shown = {
             part: tuple(
                 samples[f"kevip_rule_{what}_total", frozenset({("rule", part)})] for what in ("packets", "bytes")
@@ -95,10 +110,10 @@ def test_the_counters_are_those_of_the_kernel(network: Network, start: Start) ->
         return shown == kernel and samples["kevip_conntrack_entries", frozenset()] == entries == 7
 
     eventually(agree, what="the metrics are what the kernel counts")
-    assert counters(node, "nat", "DNAT")[0] == 7, "nat sees the first packet of each connection"
-    packets = counters(node, "filter", "FWD")[0]
+    assert counters(node)["dnat"][0] == 7, "nat sees the first packet of each connection"
+    packets = counters(node)["forward"][0]
     tcp_source(network.client, VIP)
-    assert counters(node, "filter", "FWD")[0] - packets >= 5, "the filter sees the packets of both directions"
+    assert counters(node)["forward"][0] - packets >= 5, "the filter sees the packets of both directions"
 
 
 def test_they_tell_what_happens(network: Network, start: Start) -> None:

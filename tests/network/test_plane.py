@@ -12,7 +12,7 @@ import pytest
 from lab.network import Namespace
 
 from kevip.core.messages import Level
-from kevip.dataplane.iptables import BACKENDS, Backend, Iptables
+from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.plane import Drift, Kind, Plane
 from kevip.dataplane.rules import Proxy
 from kevip.errors import HostError, KevipError
@@ -32,9 +32,7 @@ eth0 10.77.0.11/24 forever
 mangle -A PREROUTING -m comment --comment "kevip:10.77.0.100" -j KEVIP-GUARD-10.77.0.100
 mangle -A KEVIP-GUARD-10.77.0.100 -s 10.77.0.9/32 -d 10.77.0.100/32 -m addrtype --dst-type LOCAL -m conntrack \
 --ctstate INVALID,NEW -m comment --comment "kevip:10.77.0.100" -j DROP
-filter -A FORWARD -m comment --comment "kevip:10.77.0.100" -j KEVIP-FWD-10.77.0.100
-filter -A KEVIP-FWD-10.77.0.100 -m conntrack --ctstate DNAT --ctorigdst 10.77.0.100 -m comment --comment \
-"kevip:10.77.0.100" -j ACCEPT
+mangle -A FORWARD -m conntrack --ctstate DNAT --ctorigdst 10.77.0.100 -m comment --comment "kevip:10.77.0.100"
 nat -A PREROUTING -m comment --comment "kevip:10.77.0.100" -j KEVIP-DNAT-10.77.0.100
 nat -A PREROUTING {CANARY}
 nat -A OUTPUT -m comment --comment "kevip:10.77.0.100" -j KEVIP-DNAT-10.77.0.100
@@ -45,19 +43,25 @@ nat -A KEVIP-SNAT-10.77.0.100 -m conntrack --ctstate DNAT --ctorigdst 10.77.0.10
 "kevip:10.77.0.100" -j SNAT --to-source 10.77.0.100
 """
 HELD = RULES.replace("forever\n", "forever\neth0 10.77.0.100/32 lease\n", 1)
+ACCEPT = (
+    'filter -A FORWARD -m conntrack --ctstate DNAT --ctorigdst 10.77.0.100 -m comment --comment "kevip:10.77.0.100" '
+    "-j ACCEPT\n"
+)
+
+NFT, LEGACY = Iptables("iptables-nft", "nft"), Iptables("iptables-legacy", "legacy")
 
 
 class Host:
     """A plane on a host, its listener, and the tools that it runs; ``offset`` sets its clock forward."""
 
-    def __init__(self, space: Namespace, tools: Path, backend: Backend = "nft", **settings: object) -> None:
-        self.space, self.backend = space, backend
+    def __init__(self, space: Namespace, tools: Path, backend: Iptables = NFT, **settings: object) -> None:
+        self.space, self.backend = space, backend.name
         self.tools = tools
         self.told: list[object] = []
         self.offset = 0.0
         self.loop = Loop(lambda: time.monotonic() + self.offset)
         proxy = Proxy(vip=VIP, target=TARGET, **settings)  # type: ignore[arg-type]
-        self.plane = Plane(proxy, Iptables(f"iptables-{backend}"), self.loop, self, self.warn)
+        self.plane = Plane(proxy, backend, self.loop, self, self.warn, follows=True)
         self.plane.interface = "eth0"
 
     def cleared(self, *, ok: bool) -> None:
@@ -102,7 +106,7 @@ class Host:
     def state(self) -> str:
         """Return addresses and rules, the rules of others among them."""
         saved, table = [], ""
-        for line in self.space.run(f"iptables-{self.backend}-save").splitlines():
+        for line in self.space.run(f"{self.backend}-save").splitlines():
             table = line[1:] if line.startswith("*") else table
             saved += [f"{table} {line}"] if line.startswith("-A") else []
         order = ("mangle", "filter", "nat")
@@ -133,10 +137,10 @@ def tools(tmp_path: Path) -> Iterator[Path]:
         yield directory
 
 
-def prepare(host: Namespace, backend: Backend = "nft") -> None:
+def prepare(host: Namespace, backend: Iptables = NFT) -> None:
     """Switch forwarding on, and add a rule of somebody else's."""
     host.sysctl("net.ipv4.ip_forward", "1")
-    host.run("sh", "-c", f"iptables-{backend} -t nat -A PREROUTING {CANARY}")
+    host.run("sh", "-c", f"{backend.name} -t nat -A PREROUTING {CANARY}")
 
 
 @pytest.fixture
@@ -152,10 +156,10 @@ def it(host: Namespace, tools: Path) -> Iterator[Host]:
         made.loop.close()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [NFT, LEGACY])
 @pytest.mark.parametrize("seed", range(2))
 def test_levels_in_any_order_are_the_whole_host_state(
-    host: Namespace, tools: Path, backend: Backend, seed: int
+    host: Namespace, tools: Path, backend: Iptables, seed: int
 ) -> None:
     chance = random.Random(seed)  # noqa: S311
     prepare(host, backend)
@@ -179,12 +183,12 @@ def test_levels_in_any_order_are_the_whole_host_state(
 
 def test_the_rules_are_told_when_they_were_looked_at(it: Host) -> None:
     it.plane.apply(Level.HELD)
-    assert it.plane.rules == []
+    assert it.plane.rules == {}
     it.turn()
     ours = [line for line in RULES.splitlines() if "kevip:10.77.0.100" in line]
-    assert it.plane.rules == ours
+    assert it.plane.rules == {"iptables-nft": ours}
     it.plane.apply(Level.NONE)
-    assert it.plane.rules == []
+    assert it.plane.rules == {}
 
 
 def test_a_level_twice_is_that_level_and_told_once(it: Host) -> None:
@@ -202,7 +206,7 @@ def test_what_others_do_to_a_master_is_repaired_and_told(it: Host) -> None:
     it.space.run("ip", "address", "add", f"{VIP}/32", "dev", "peer0", "valid_lft", "60", "preferred_lft", "0")
     it.plane.apply(Level.HELD)
     it.space.sysctl("net.ipv4.ip_forward", "0")
-    it.space.iptables("-t", "filter", "-F", "FORWARD")
+    it.space.iptables("-t", "nat", "-F", "OUTPUT")
     it.look()
     assert it.told == [
         Drift(Kind.ADDRESS, "address missing on eth0"),
@@ -210,11 +214,68 @@ def test_what_others_do_to_a_master_is_repaired_and_told(it: Host) -> None:
         Drift(Kind.FORWARDING, "forwarding off"),
         Drift(
             Kind.RULES,
-            'filter rule missing: -A FORWARD -m comment --comment "kevip:10.77.0.100" -j KEVIP-FWD-10.77.0.100',
+            'nat rule missing: -A OUTPUT -m comment --comment "kevip:10.77.0.100" -j KEVIP-DNAT-10.77.0.100',
         ),
     ]
     assert it.space.sysctl("net.ipv4.ip_forward") == "1"
     assert it.state() == HELD
+
+
+def test_forward_is_opened_where_its_policy_is_to_drop_and_closed_where_it_is_not(it: Host) -> None:
+    it.plane.apply(Level.HELD)
+    it.turn()
+    it.space.iptables("-P", "FORWARD", "DROP")
+    it.look()
+    assert it.told == [Drift(Kind.FORWARDING, "the policy of FORWARD in iptables-nft is to drop")]
+    assert it.state() == HELD.replace("nat -A", f"{ACCEPT}nat -A", 1)
+    it.space.iptables("-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+    it.look()
+    assert it.told[1:] == [Drift(Kind.RULES, "filter FORWARD: others behind our rule")]
+    assert ACCEPT in it.state().partition("192.0.2.1/32 -j DROP\n")[2]
+    it.space.iptables("-F", "FORWARD")
+    it.space.iptables("-P", "FORWARD", "ACCEPT")
+    it.look()
+    assert (it.state(), it.told[2:]) == (HELD, [])
+
+
+def test_a_takeover_opens_forward_in_the_other_back_end(it: Host) -> None:
+    it.space.iptables("-P", "FORWARD", "DROP", backend="legacy")
+    it.plane.look()
+    it.turn()
+    it.plane.apply(Level.HELD)
+    it.turn()
+    saved = it.space.rules()
+    assert [f"filter {line}\n" for line in saved["iptables-legacy"] if line.startswith("-A")] == [ACCEPT]
+    assert (it.state(), it.told) == (HELD, [])
+    it.plane.apply(Level.NONE)
+    it.turn()
+    assert not it.space.has_rules("iptables-legacy")
+
+
+OTHER = "table ip other { chain post { type nat hook postrouting priority srcnat; ip saddr 10.9.0.0/24 masquerade; }; }"
+
+
+@pytest.mark.parametrize("level", [Level.HELD, Level.NONE])
+def test_the_rules_follow_where_others_translate(it: Host, level: Level) -> None:
+    it.plane.apply(level)
+    it.turn()
+    it.space.run("nft", "-f", "-", stdin=OTHER)
+    it.look()
+    found = "chain post of nftables table ip other translates before iptables-nft: nftables takes over"
+    assert it.told[-1] == Drift(Kind.FOREIGN_NAT, found)
+    it.told.clear()
+    it.plane.apply(Level.HELD)
+    it.turn()
+    assert it.state() == NONE.replace("forever\n", "forever\neth0 10.77.0.100/32 lease\n", 1)
+    assert it.plane.rules.keys() == {"nftables"}
+    it.space.run("nft", "flush", "ruleset")
+    it.space.run("sh", "-c", f"iptables-nft -t nat -A PREROUTING {CANARY}")
+    it.look()
+    assert [drift.kind for drift in it.told if isinstance(drift, Drift)] == [Kind.RULES] * 6
+    assert it.space.has_rules("nftables")
+    it.plane.apply(Level.NONE)
+    it.turn()
+    assert (it.state(), it.space.rules()["nftables"]) == (NONE, [])
 
 
 def test_what_others_do_to_a_backup_is_repaired_and_told(it: Host) -> None:

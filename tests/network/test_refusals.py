@@ -65,21 +65,33 @@ def test_refuses_an_interface_that_is_down(refused: Refused, host: Namespace) ->
     assert refused() == (3, "kevip: interface eth0 is down: ip link set dev eth0 up\n")
 
 
+HIDE = 'mount --bind /dev/null "$(readlink -f "$(command -v {})")"'
+
+
 @pytest.mark.parametrize(("program", "package"), [
-    ("ucarp", "ucarp"), ("ip", "iproute2"), ("iptables", "iptables"), ("setpriv", "util-linux"),
+    ("ucarp", "ucarp"), ("ip", "iproute2"), ("setpriv", "util-linux"),
     ("conntrack", "conntrack"), ("bash", "bash"),
 ])  # fmt: skip
 def test_says_what_to_install(refused: Refused, program: str, package: str) -> None:
-    status, message = refused(after=f'mount --bind /dev/null "$(readlink -f "$(command -v {program})")"')
+    status, message = refused(after=HIDE.format(program))
     assert status == 3
     assert f"kevip: {program} is not installed: apt-get install {package}\n" in message
 
 
-def test_says_that_a_back_end_is_not_installed(refused: Refused) -> None:
-    hide = 'mount --bind /dev/null "$(readlink -f "$(command -v iptables-legacy)")"'
-    assert refused(*ARGUMENTS, "--iptables=legacy", after=hide) == (
-        3, "kevip: iptables-legacy is not installed: apt-get install iptables, or set --iptables to auto\n"
+@pytest.mark.parametrize(("program", "dataplane", "package"), [
+    ("iptables-legacy", "iptables-legacy", "iptables"), ("iptables-nft", "iptables-nft", "iptables"),
+    ("nft", "nftables", "nftables"),
+])  # fmt: skip
+def test_says_that_a_dataplane_is_not_installed(refused: Refused, program: str, dataplane: str, package: str) -> None:
+    assert refused(*ARGUMENTS, f"--dataplane={dataplane}", after=HIDE.format(program)) == (
+        3, f"kevip: {program} is not installed: apt-get install {package}, or set --dataplane to auto\n"
     )  # fmt: skip
+
+
+def test_says_that_no_dataplane_is_installed(refused: Refused) -> None:
+    hide = "; ".join(HIDE.format(program) for program in ("iptables-legacy", "iptables-nft", "nft"))
+    status, message = refused(after=hide)
+    assert (status, message) == (3, "kevip: iptables is not installed: apt-get install iptables\n")
 
 
 @pytest.mark.parametrize("names", [["NET_ADMIN"], ["NET_RAW"], ["NET_ADMIN", "NET_RAW"]])
@@ -115,12 +127,17 @@ def test_tells_all_that_is_wrong_with_the_host_at_once(refused: Refused) -> None
     ]  # fmt: skip
 
 
-def test_refuses_tables_that_iptables_cannot_read(refused: Refused, tmp_path: Path) -> None:
+def test_refuses_tables_that_iptables_cannot_read_where_there_is_no_nft(
+    refused: Refused, host: Namespace, tmp_path: Path
+) -> None:
     """They hold rules made with nft; ours could be added there, but not seen and not removed."""
     wrapper = tmp_path / "iptables-nft-save"
     wrapper.write_text("#!/bin/sh\necho \"# Table \\`nat' is incompatible, use 'nft' tool.\"\n")
     wrapper.chmod(0o755)
-    status, message = refused(after=f"PATH={tmp_path}:$PATH")
+    with Replica(host, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as replica:
+        assert replica.logged("daemon.started")["dataplane"] == "nftables"
+        replica.ready()
+    status, message = refused(after=f"{HIDE.format('nft')}; PATH={tmp_path}:$PATH")
     assert status == 3
     assert "kevip: iptables-nft cannot read nat: rules made with nft are in there; keep them in" in message
 
@@ -131,7 +148,7 @@ def test_a_back_end_that_does_not_work_is_not_chosen(host: Namespace, tmp_path: 
     wrapper.write_text("#!/bin/sh\necho 'Protocol not supported' >&2; exit 4\n")
     wrapper.chmod(0o755)
     with Replica(host, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as replica:
-        assert replica.logged("daemon.started")["iptables"] == "iptables-legacy"
+        assert replica.logged("daemon.started")["dataplane"] == "iptables-legacy"
         replica.ready()
 
 

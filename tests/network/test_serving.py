@@ -3,18 +3,30 @@
 from collections.abc import Callable
 
 import pytest
-from lab.network import CLIENT, FAR_CLIENT, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.network import (
+    CLIENT,
+    DATAPLANES,
+    FAR_CLIENT,
+    LAN,
+    TARGET,
+    VIP,
+    VIP2,
+    Namespace,
+    Network,
+    eventually,
+    iptables_beside,
+)
 from lab.replica import Replica
 from lab.traffic import pings, server, tcp_source, udp_source
 
 Start = Callable[..., Replica]
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_the_target_sees_the_vip_whoever_the_client_is(network: Network, start: Start, backend: str) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_the_target_sees_the_vip_whoever_the_client_is(network: Network, start: Start, dataplane: str) -> None:
     """A client on the same subnet, one behind a router, one on a backup, one on the master itself; TCP, UDP, ICMP."""
-    master = start(network.nodes[0], iptables=backend).master()
-    assert any("KEVIP" in line for line in network.nodes[0].rules()[backend])
+    master = start(network.nodes[0], dataplane=dataplane).master()
+    assert network.nodes[0].has_rules(dataplane)
     for host in (network.client, network.far_client, network.nodes[1], master.node):
         assert (tcp_source(host, VIP), udp_source(host, VIP), pings(host, VIP)) == (VIP, VIP, True)
 
@@ -41,20 +53,20 @@ def test_other_traffic_keeps_its_source(network: Network, start: Start) -> None:
     assert tcp_source(network.client, TARGET) == CLIENT
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_serves_although_the_forward_policy_is_drop(network: Network, start: Start, backend: str) -> None:
-    network.nodes[0].iptables("-P", "FORWARD", "DROP", backend=backend)
-    start(network.nodes[0], iptables=backend).master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_serves_although_the_forward_policy_is_drop(network: Network, start: Start, dataplane: str) -> None:
+    network.nodes[0].iptables("-P", "FORWARD", "DROP", backend=iptables_beside(dataplane))
+    start(network.nodes[0], dataplane=dataplane).master()
     assert tcp_source(network.client, VIP) == VIP
     assert udp_source(network.far_client, VIP) == VIP
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_a_masquerade_that_was_there_first_does_not_take_the_source(
-    network: Network, start: Start, backend: str
+    network: Network, start: Start, dataplane: str
 ) -> None:
-    network.nodes[0].iptables("-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE", backend=backend)
-    start(network.nodes[0], iptables=backend).master()
+    network.nodes[0].iptables("-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE", backend=iptables_beside(dataplane))
+    start(network.nodes[0], dataplane=dataplane).master()
     for host in (network.client, network.far_client, network.nodes[0]):
         assert (tcp_source(host, VIP), udp_source(host, VIP)) == (VIP, VIP)
 
@@ -101,7 +113,7 @@ def test_rules_left_on_a_host_without_the_vip_do_nothing(network: Network, start
     old.kill()
     new.master()
     eventually(lambda: network.holders() == [new.node], what="the old master's lease ends")
-    assert any("KEVIP" in line for line in old.node.rules()["nft"])
+    assert old.node.has_rules("iptables-nft")
     assert tcp_source(old.node, VIP) == VIP
     network.far_client.run("ip", "route", "get", FAR_CLIENT)
     assert tcp_source(network.far_client, VIP) == VIP

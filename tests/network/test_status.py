@@ -14,12 +14,12 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from lab.network import CLIENT, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.network import CLIENT, DATAPLANES, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import PORT, send_frame, tcp_source
 
-from kevip.dataplane.iptables import setup
-from kevip.dataplane.rules import Proxy
+from kevip.dataplane.iptables import Iptables
+from kevip.dataplane.rules import TRANSLATION, Proxy
 from kevip.election.carp import Advert, Group, Interval, build
 from kevip.election.ucarp import key
 
@@ -86,7 +86,7 @@ def test_master_and_backup_are_ok_and_say_what_they_do(network: Network, start: 
         ": no master was heard; 2 transitions",
         f"target {TARGET}",
         "address on eth0, expires in ",
-        "rules 9 in iptables-nft, complete",
+        "rules 8 in iptables-nft, complete",
         "connections 3 new since the rules are there, 3 tracked now",
         "both directions",
         "dropped 0 packets",
@@ -131,7 +131,7 @@ def test_what_a_killed_daemon_left_is_told_and_removed(network: Network, start: 
     replica = start(network.nodes[0]).master()
     before = add_canaries(replica.node)
     assert tcp_source(network.client, VIP) == VIP
-    replica.node.run("iptables-legacy-restore", "--noflush", stdin=setup(proxy(VIP)))
+    replica.node.run("iptables-legacy-restore", "--noflush", stdin=rules(VIP))
     replica.kill()
     code, text = status(replica)
     assert code == 1
@@ -151,18 +151,20 @@ def test_what_a_killed_daemon_left_is_told_and_removed(network: Network, start: 
     assert cleanup(replica) == (0, ["nothing to remove"])
 
 
-def proxy(vip: str) -> Proxy:
-    return Proxy(vip=IPv4Address(vip), target=IPv4Address(TARGET))
+def rules(vip: str) -> str:
+    """Return the rules of a VIP, as iptables-restore takes them."""
+    return Iptables("iptables", "nft").setup(Proxy(vip=IPv4Address(vip), target=IPv4Address(TARGET)), TRANSLATION)
 
 
 def add_canaries(node: Namespace) -> dict[str, list[str]]:
     """Add what is not of this VIP; return the rules without it."""
-    before = {}
+    before = {"nftables": list[str]()}
     for backend in ("nft", "legacy"):
         node.iptables("-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE", backend=backend)
         node.iptables("-A", "FORWARD", "-m", "comment", "--comment", f"kevip:{VIP}0", "-j", "ACCEPT", backend=backend)
-        node.run(f"iptables-{backend}-restore", "--noflush", stdin=setup(proxy(VIP2)))
-        before[backend] = [rule for rule in node.rules()[backend] if VIP not in rule or f"{VIP}0" in rule]
+        node.run(f"iptables-{backend}-restore", "--noflush", stdin=rules(VIP2))
+        saved = node.rules()[f"iptables-{backend}"]
+        before[f"iptables-{backend}"] = [rule for rule in saved if VIP not in rule or f"{VIP}0" in rule]
     return before
 
 
@@ -175,7 +177,7 @@ def cleanup(replica: Replica, vip: str = VIP) -> tuple[int, list[str]]:
 def test_cleanup_refuses_while_a_kevip_runs_and_changes_nothing(host: Namespace, start: Start) -> None:
     replica = start(host).master()
     eventually(lambda: replica.state()["rules"], what="the rules are complete")
-    rules = host.rules()
+    before = host.rules()
     for _ in range(2):
         code, said = cleanup(replica)
         assert (code, said) == (4, [
@@ -183,7 +185,7 @@ def test_cleanup_refuses_while_a_kevip_runs_and_changes_nothing(host: Namespace,
         ])  # fmt: skip
         replica.process.send_signal(signal.SIGSTOP)  # nor while it hangs
     replica.process.send_signal(signal.SIGCONT)
-    assert host.rules() == rules
+    assert host.rules() == before
     assert replica.state()["vip"] == VIP
 
 
@@ -213,17 +215,23 @@ def test_an_address_that_somebody_removed_is_told(host: Namespace, start: Start)
     assert "repairs address 1" in status(replica)[1]
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_rules_that_somebody_flushed_are_told(host: Namespace, start: Start, backend: str) -> None:
-    replica = start(host, iptables=backend).master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_rules_that_somebody_flushed_are_told(host: Namespace, start: Start, dataplane: str) -> None:
+    replica = start(host, dataplane=dataplane).master()
     eventually(lambda: replica.state()["rules"], what="the rules are complete")
     with stopped(replica):
         assert facts(replica)["missing_rules"] == []
-        host.iptables("-t", "nat", "-F", f"KEVIP-DNAT-{VIP}", backend=backend)
-        text = says(replica, "it is master without 1 of 9 rules")
-        assert "1 missing; nat -A KEVIP-DNAT" in text
-        for table in ("nat", "filter", "mangle"):
-            host.iptables("-t", table, "-F", backend=backend)
+        if dataplane == "nftables":
+            host.run("nft", "flush", "chain", "ip", f"kevip-{VIP}", "output")
+            text, missing = says(replica, "it is master without 1 of 6 rules"), "output ip daddr"
+            host.run("nft", "flush", "ruleset")
+        else:
+            backend = dataplane.removeprefix("iptables-")
+            host.iptables("-t", "nat", "-F", f"KEVIP-DNAT-{VIP}", backend=backend)
+            text, missing = says(replica, "it is master without 1 of 8 rules"), "nat -A KEVIP-DNAT"
+            for table in ("nat", "mangle"):
+                host.iptables("-t", table, "-F", backend=backend)
+        assert f"1 missing; {missing}" in text
         says(replica, "it is master without its rules")
 
 
@@ -235,7 +243,7 @@ def test_a_vip_or_rules_on_a_backup_are_told(network: Network, start: Start) -> 
         backup.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0", *lease)
         says(backup, "the VIP is on eth0, but this host is not master")
         backup.node.run("ip", "address", "delete", f"{VIP}/32", "dev", "eth0")
-        backup.node.run("iptables-nft-restore", "--noflush", stdin=setup(proxy(VIP)))
+        backup.node.run("iptables-nft-restore", "--noflush", stdin=rules(VIP))
         says(backup, "rules in iptables-nft, but this host is not master", within=8)
 
 
@@ -322,7 +330,7 @@ def test_where_there_is_no_kevip_that_is_a_problem(host: Namespace, tmp_path: Pa
 
 def test_every_vip_is_listed_also_one_of_which_only_rules_are_left(host: Namespace, start: Start) -> None:
     replica = start(host).master()
-    host.run("iptables-legacy-restore", "--noflush", stdin=setup(proxy(VIP2)))
+    host.run("iptables-legacy-restore", "--noflush", stdin=rules(VIP2))
     found = json.loads(invoke(host, "status", f"--run-dir={replica.run_dir}", "--json").stdout)
     assert [(each["vip"], each["ok"]) for each in found["vips"]] == [(VIP, True), (VIP2, False)]
     assert found["ok"] is False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab.machine import REPOSITORY, Machine
-from lab.network import VIP, VIP2, Network, eventually
+from lab.network import DATAPLANES, VIP, VIP2, Network, eventually
 from lab.replica import PASSWORD, Replica
 from lab.traffic import Probe, tcp_source
 
@@ -142,17 +142,17 @@ def test_a_restart_of_the_master_fails_no_connect(network: Network, install: Boo
     assert first.property(UNIT, "StatusText") == f"backup: {VIP} on eth0"
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_stop_of_the_service_leaves_the_host_as_it_was(network: Network, install: Boot, backend: str) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_a_stop_of_the_service_leaves_the_host_as_it_was(network: Network, install: Boot, dataplane: str) -> None:
     """And its sandbox keeps no back end, and no switching on of IP forwarding, from working."""
     machine, node = install(0), network.nodes[0]
-    configure(machine, IPTABLES=backend)
+    configure(machine, DATAPLANE=dataplane)
     before = node.rules(), node.addresses(), node.pids()
     machine.run("systemctl", "start", UNIT)
     mastered(machine)
     assert tcp_source(network.client, VIP) == VIP
     assert tcp_source(network.far_client, VIP) == VIP
-    assert any("KEVIP" in line for line in node.rules()[backend])
+    assert node.has_rules(dataplane)
     node.sysctl("net.ipv4.ip_forward", "0")
     eventually(lambda: node.sysctl("net.ipv4.ip_forward") == "1", what="forwarding is repaired")
     machine.run("systemctl", "stop", UNIT)

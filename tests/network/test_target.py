@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from lab.network import CLIENT, ROUTER, TARGET, VIP, Namespace, Network, eventually
+from lab.network import CLIENT, DATAPLANES, ROUTER, TARGET, VIP, Namespace, Network, eventually
 from lab.replica import Replica
 from lab.traffic import PORT, Probe, tcp_source
 
@@ -174,7 +174,7 @@ def test_a_stop_while_the_master_waits_for_its_own_election_ends_in_time(network
         alone.logged("handover.started")
         status, seconds = alone.stop()
     assert (status, seconds < 8) == (0, True)
-    assert (network.holders(), alone.node.rules()) == ([], {"nft": [], "legacy": []})
+    assert (network.holders(), alone.node.rules()) == ([], {dataplane: [] for dataplane in DATAPLANES})
 
 
 @pytest.mark.parametrize("check", ["icmp", f"tcp:{PORT}"])

@@ -9,7 +9,7 @@ from unittest import mock
 
 from kevip.core.messages import Role
 from kevip.daemon import STOPS, Daemon, Parts
-from kevip.dataplane import iptables, plane
+from kevip.dataplane import plane, select
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
@@ -20,7 +20,7 @@ from kevip.errors import KevipError
 from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
 from kevip.health.watch import Watch
-from kevip.host import arp, beside, command, interface, kernel, systemd
+from kevip.host import arp, beside, command, interface, kernel, nfnetlink, systemd
 from kevip.status import reporter
 from kevip.status.record import Health, Record
 from kevip.status.runfile import StateFile
@@ -78,7 +78,7 @@ class Simulated:
         told = _reporter(host, daemon, self._state, str(question or ""))
         interval, fall, rise = (given.pop(name) for name in _CHECK)
         made = plane.Plane(
-            Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft"), loop, daemon, told.warn_once  # type: ignore[arg-type]
+            Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft", "nft"), loop, daemon, told.warn_once  # type: ignore[arg-type]
         )  # fmt: skip
         try:
             if removed := made.cleanup():
@@ -126,7 +126,7 @@ def _reporter(host: Host, daemon: Daemon, state: StateFile, check: str) -> repor
         target=TARGET,
         vip_id=int(VIP) & 0xFF,
         interface=host.interface,
-        iptables="iptables-nft",
+        dataplane="iptables-nft",
         patience=3.0,
         started=now,
         turned=now,
@@ -210,8 +210,9 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
             **timed, "_kill_group": lambda program: program.kill(),
             "run_now": run_now, "told_now": run_now, "Standby": _Standby,
         },
-        plane: {**timed, "Beside": lambda _: Beside(here()), "run_now": run_now},
-        iptables: {"installed": dict},
+        plane: {**timed, "Beside": lambda _: Beside(here())},
+        select: {"installed": dict},
+        nfnetlink: {"base_chains": list},
         interface: {
             "is_running": lambda _: here().is_linked,
             "first_address": lambda _: here().address if here().link != "gone" else None,

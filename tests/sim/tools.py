@@ -179,7 +179,7 @@ class Tools:
 
 
 _VIP = "10.77.0.100"
-_TABLES = ("mangle", "filter", "nat")
+_TABLES = ("mangle", "nat")
 _NAMES = {
     "ip": "ip",
     "conntrack": "conntrack",

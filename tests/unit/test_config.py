@@ -56,7 +56,7 @@ settings = st.fixed_dictionaries(
     optional={
         **{name: st.integers(*limits).map(str) for name, limits in RANGES.items()},
         "interface": st.text(string.ascii_lowercase, min_size=1, max_size=15),
-        "iptables": st.sampled_from(["auto", "nft", "legacy"]),
+        "dataplane": st.sampled_from(["auto", "nftables", "iptables-nft", "iptables-legacy"]),
         "run_dir": st.just("/tmp/x"),  # noqa: S108 - only parsed
         "log_format": st.sampled_from(["auto", "json", "text"]),
         "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
@@ -84,7 +84,9 @@ def test_a_flag_wins_over_its_variable(flags: dict[str, str], env: dict[str, str
 
 @given(
     st.dictionaries(
-        st.sampled_from([*GOOD, *RANGES, "iptables", "preempt", "log_level", "ports", "allow_from", "check"]),
+        st.sampled_from(
+            [*GOOD, *RANGES, "dataplane", "iptables", "preempt", "log_level", "ports", "allow_from", "check"]
+        ),
         st.text().filter(bool),
     )
 )
@@ -115,7 +117,7 @@ def test_defaults() -> None:
         dead_ratio=3,
         preempt=False,
         broadcast=False,
-        iptables="auto",
+        dataplane="auto",
         run_dir=Path("/run/kevip"),
         log_format="auto",
         log_level="info",
@@ -177,6 +179,16 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "--iptables (IPTABLES): 'bpf' is none of auto, nft, legacy",
         "--target (TARGET) is missing: set it to an IPv4 address",
         "--password (PASSWORD) and --password-file (PASSWORD_FILE) are both given: leave one of them out",
+    ]
+
+
+@pytest.mark.parametrize(("older", "dataplane"), [
+    ("auto", "auto"), ("nft", "iptables-nft"), ("legacy", "iptables-legacy"),
+])  # fmt: skip
+def test_the_older_name_of_the_dataplane(older: str, dataplane: str) -> None:
+    assert read(GOOD, {"iptables": older}).dataplane == dataplane
+    assert problems(GOOD, {"iptables": older, "dataplane": "nftables"}) == [
+        "--iptables (IPTABLES) is an older name of --dataplane (DATAPLANE): leave one of them out"
     ]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from unittest import mock
 
 from kevip.core.messages import Role
-from kevip.dataplane.iptables import Iptables
 from kevip.status import metrics
 from kevip.status.metrics import Exporter
 from kevip.status.observe import Facts
@@ -22,7 +21,7 @@ VIP = IPv4Address("10.0.0.100")
 def record(**values: Any) -> Record:
     now = monotonic()
     return Record(
-        vip=VIP, target=VIP + 1, vip_id=1, interface="eth0", iptables="iptables", patience=3,
+        vip=VIP, target=VIP + 1, vip_id=1, interface="eth0", dataplane="iptables", patience=3,
         started=now, since=now, turned=now, **values,
     )  # fmt: skip
 
@@ -30,7 +29,7 @@ def record(**values: Any) -> Record:
 def samples(health: Health | None = None, **facts: Any) -> dict[str, float]:
     """Return the samples without labels but vip that are exported for these facts."""
     made = record(health=health)
-    exporter = Exporter(made, Iptables("iptables"))
+    exporter = Exporter(made)
     seen = Facts(vip=VIP, at=monotonic(), run_dir=Path("/run"), report=made, **facts)
     with mock.patch.object(metrics, "Look") as look:
         look.return_value.of.return_value = seen
@@ -52,7 +51,7 @@ def test_the_health_of_target_is_there_if_it_is_checked() -> None:
 def test_what_could_not_be_counted_is_not_shown_as_none() -> None:
     assert "kevip_conntrack_entries" not in samples(connections=None)
     assert samples(connections=0)["kevip_conntrack_entries"] == 0
-    exporter = Exporter(record(), Iptables("iptables"))
+    exporter = Exporter(record())
     flawed = Facts(vip=VIP, at=monotonic(), run_dir=Path("/run"), flaws=("cannot read nat",))
     with mock.patch.object(metrics, "Look") as look:
         look.return_value.of.return_value = flawed
@@ -63,7 +62,7 @@ def test_what_could_not_be_counted_is_not_shown_as_none() -> None:
 
 def test_a_few_peers_of_many_are_shown_those_heard_last() -> None:
     peers = {VIP + number: monotonic() - 100 + number for number in range(100)}
-    families = {family.name: family for family in Exporter(record(peers=peers), Iptables("none")).collect()}
+    families = {family.name: family for family in Exporter(record(peers=peers)).collect()}
     shown = families["kevip_peer_last_advert_timestamp_seconds"].samples
     assert [round(time() - sample.value) for sample in shown] == list(range(1, 17))
     assert families["kevip_peers"].samples[0].value == 100
@@ -71,14 +70,14 @@ def test_a_few_peers_of_many_are_shown_those_heard_last() -> None:
 
 def test_a_loop_that_does_not_turn_is_not_alive() -> None:
     made = record()
-    exporter = Exporter(made, Iptables("iptables"))
+    exporter = Exporter(made)
     assert exporter.alive()
     made.turned -= HANGS
     assert not exporter.alive()
 
 
 def test_who_takes_no_part_in_the_election_is_not_ready() -> None:
-    exporter = Exporter(record(role=Role.INIT), Iptables("iptables"))
+    exporter = Exporter(record(role=Role.INIT))
     assert exporter.ready().text == "not in the election: started"
 
 

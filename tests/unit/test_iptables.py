@@ -2,7 +2,7 @@
 
 import pytest
 
-from kevip.dataplane.iptables import Backend, choose
+from kevip.dataplane.iptables import Kind, choose
 
 NOTHING = ""
 TABLES = "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n"
@@ -21,5 +21,5 @@ CANARY = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
     ({"nft": CANARY, "legacy": RULES}, "legacy", ("nft", "the kubelet uses it")),
     ({"legacy": NOTHING}, "nft", ("legacy", "it is the only one that works")),
 ])  # fmt: skip
-def test_chooses(saved: dict[Backend, str], preset: Backend, choice: tuple[str, str]) -> None:
+def test_chooses(saved: dict[Kind, str], preset: Kind, choice: tuple[str, str]) -> None:
     assert choose(saved, preset) == choice

@@ -1,33 +1,37 @@
-"""The rules, literally, and their removal from what iptables-save prints."""
+"""The rules of iptables, literally, and their removal from what iptables-save prints."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network
+from unittest import mock
 
 import pytest
 
-from kevip.dataplane.iptables import counted, flaws, is_whole, ours, repair, setup, teardown
-from kevip.dataplane.rules import Ports, Proxy
+from kevip.dataplane.backend import flaws, texts
+from kevip.dataplane.iptables import Iptables, teardown
+from kevip.dataplane.rules import TRANSLATION, Part, Ports, Proxy
 
 VIP = IPv4Address("10.0.0.100")
 TARGET = IPv4Address("192.0.2.9")
+IPTABLES = Iptables("iptables-nft", "nft")
 
-GUARD_AND_FORWARD = """\
+
+def setup(proxy: Proxy) -> str:
+    """Return what installs all that translates."""
+    return IPTABLES.setup(proxy, TRANSLATION)
+
+
+GUARD = """\
 *mangle
 :KEVIP-GUARD-10.0.0.100 - [0:0]
 -A KEVIP-GUARD-10.0.0.100 -s 192.0.2.9 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID \
 -m comment --comment kevip:10.0.0.100 -j DROP
 -I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-GUARD-10.0.0.100
-COMMIT
-*filter
-:KEVIP-FWD-10.0.0.100 - [0:0]
--A KEVIP-FWD-10.0.0.100 -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 -m comment --comment kevip:10.0.0.100 \
--j ACCEPT
--I FORWARD 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-FWD-10.0.0.100
+-I FORWARD 1 -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 -m comment --comment kevip:10.0.0.100
 COMMIT
 """
 
 SCOPED = (
-    GUARD_AND_FORWARD
+    GUARD
     + """\
 *nat
 :KEVIP-DNAT-10.0.0.100 - [0:0]
@@ -44,7 +48,7 @@ COMMIT
 )
 
 GLOBAL = (
-    GUARD_AND_FORWARD
+    GUARD
     + """\
 *nat
 :KEVIP-DNAT-10.0.0.100 - [0:0]
@@ -73,10 +77,10 @@ GUARDED = """\
 -A KEVIP-GUARD-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED \
 -m comment --comment kevip:10.0.0.100 -j DROP
 -I PREROUTING 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-GUARD-10.0.0.100
+-I FORWARD 1 -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 -m comment --comment kevip:10.0.0.100
 COMMIT
 *filter
 :KEVIP-IN-10.0.0.100 - [0:0]
-:KEVIP-FWD-10.0.0.100 - [0:0]
 -A KEVIP-IN-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED -p tcp \
 -m comment --comment kevip:10.0.0.100 -j REJECT --reject-with tcp-reset
 -A KEVIP-IN-10.0.0.100 -d 10.0.0.100 -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW,INVALID,UNTRACKED \
@@ -108,8 +112,12 @@ def test_processes_of_a_host_that_is_allowed_may_use_the_vip() -> None:
     assert "-I OUTPUT 1 -m comment --comment kevip:10.0.0.100 -j KEVIP-DNAT-10.0.0.100\n" in text
 
 
-def test_without_a_target_there_are_no_rules() -> None:
-    assert setup(Proxy(vip=VIP, target=None)) == ""
+def test_what_is_proxied_is_accepted_behind_all_else() -> None:
+    text = IPTABLES.setup(Proxy(vip=VIP, target=TARGET), frozenset({Part.ACCEPT}))
+    assert text == (
+        "*filter\n-A FORWARD -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 "
+        "-m comment --comment kevip:10.0.0.100 -j ACCEPT\nCOMMIT\n"
+    )
 
 
 def test_the_longest_chain_name_fits_the_kernel() -> None:
@@ -167,6 +175,19 @@ WHOLE = """\
 -A KEVIP-DNAT-10.0.0.100 -d 10.0.0.100/32 -m comment --comment "kevip:10.0.0.100" -j DNAT --to-destination 192.0.2.9
 COMMIT
 """
+ACCEPT = '-A FORWARD -m comment --comment "kevip:10.0.0.100" -j ACCEPT\n'
+
+
+@pytest.mark.parametrize(("chain", "wrong"), [
+    (ACCEPT, []),
+    ("-A FORWARD -j DOCKER\n" + ACCEPT, []),
+    (ACCEPT + ACCEPT.replace(".100", ".101"), []),
+    (ACCEPT + "-A FORWARD -j DOCKER\n", ["filter FORWARD: others behind our rule"]),
+])  # fmt: skip
+def test_what_is_accepted_in_forward_stands_last(chain: str, wrong: list[str]) -> None:
+    assert list(IPTABLES.misplaced(VIP, f"*filter\n:FORWARD DROP [0:0]\n{chain}COMMIT\n")) == wrong
+
+
 JUMP = '-A PREROUTING -m comment --comment "kevip:10.0.0.100" -j KEVIP-DNAT-10.0.0.100\n'
 RULE = WHOLE.splitlines(keepends=True)[5]
 
@@ -181,20 +202,21 @@ RULE = WHOLE.splitlines(keepends=True)[5]
     ("", [f"nat rule missing: {JUMP.strip()}", f"nat rule missing: {RULE.strip()}"]),
 ])  # fmt: skip
 def test_what_is_wrong_with_the_rules(saved: str, wrong: list[str]) -> None:
-    assert flaws(saved, VIP, ours(WHOLE, VIP)) == wrong
+    assert flaws(IPTABLES, VIP, saved, texts(IPTABLES, VIP, WHOLE)) == wrong
 
 
 def test_repair_replaces_our_jumps_in_the_same_transaction() -> None:
-    text = repair(Proxy(vip=VIP, target=TARGET), WHOLE)
-    assert text == SCOPED.replace("*nat\n", f"*nat\n-D{JUMP.removeprefix('-A')}")
+    with mock.patch("kevip.host.command.run_now") as run:
+        IPTABLES.repair(Proxy(vip=VIP, target=TARGET), TRANSLATION, WHOLE)
+    assert run.call_args.kwargs["stdin"] == SCOPED.replace("*nat\n", f"*nat\n-D{JUMP.removeprefix('-A')}")
 
 
 @pytest.mark.parametrize("global_masquerade", [False, True])
-def test_a_rule_less_is_not_the_whole(global_masquerade: bool) -> None:
+def test_counts_the_rules_that_there_should_be(global_masquerade: bool) -> None:
     proxy = Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade)
     found = [line for line in setup(proxy).splitlines() if line.startswith("-")]
-    assert is_whole(proxy, found)
-    assert not is_whole(proxy, found[1:])
+    assert IPTABLES.size(proxy, TRANSLATION) == len(found)
+    assert IPTABLES.size(proxy, frozenset(Part)) == len(found) + 1
 
 
 COUNTED = """\
@@ -209,17 +231,20 @@ COUNTED = """\
 [1:60] -A POSTROUTING -m comment --comment "kevip:10.0.0.100 and more" -j MASQUERADE
 [1:60] -A POSTROUTING -j MASQUERADE
 COMMIT
+*mangle
+[8:800] -A FORWARD -m conntrack --ctstate DNAT --ctorigdst 10.0.0.100 -m comment --comment "kevip:10.0.0.100"
+COMMIT
 *filter
-[9:900] -A KEVIP-FWD-10.0.0.100 -m comment --comment "kevip:10.0.0.100" -j ACCEPT
+[9:900] -A FORWARD -m conntrack --ctstate DNAT -m comment --comment "kevip:10.0.0.100" -j ACCEPT
 COMMIT
 """
 
 
 def test_counters_are_told_apart_by_vip_and_by_what_the_rules_do() -> None:
-    found = counted(COUNTED)
+    found = IPTABLES.rules(COUNTED)
     assert {vip: [(rule.part, rule.packets, rule.bytes) for rule in rules] for vip, rules in found.items()} == {
-        VIP: [(None, 5, 300), ("dnat", 4, 240), (None, 3, 180), ("forward", 9, 900)],
+        VIP: [(None, 5, 300), ("dnat", 4, 240), (None, 3, 180), ("forward", 8, 800), ("accept", 9, 900)],
         VIP + 1: [("masquerade", 2, 120)],
     }
     plain = re.sub(r"^\[.*?\] (?=-A)", "", COUNTED, flags=re.MULTILINE)
-    assert [rule.text for rule in found[VIP]] == ours(plain, VIP)
+    assert [rule.text for rule in found[VIP]] == texts(IPTABLES, VIP, plain)

@@ -39,7 +39,7 @@ def reporter(tmp_path: Path, clock: Clock) -> Reporter:
         record.peers = {PEER: clock.now}
 
     record = Record(
-        vip=VIP, target=None, vip_id=100, interface="eth0", iptables="iptables", patience=3, started=1000, since=1000,
+        vip=VIP, target=None, vip_id=100, interface="eth0", dataplane="iptables", patience=3, started=1000, since=1000,
         turned=1000, health=Health(check="icmp", since=1000),
     )  # fmt: skip
     return Reporter(record, StateFile(tmp_path / "run", VIP), refresh, clock)

@@ -27,11 +27,11 @@ PROBE = Path(kevip.__file__).with_name("kevip-probe")
 def record(now: float = 1000.0) -> Record:
     """Return a record with something in each field; ``now`` is the time on its clock."""
     return Record(
-        vip=VIP, target=None, vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
+        vip=VIP, target=None, vip_id=100, interface="eth0", dataplane="iptables-nft", patience=3.1,
         started=now - 90, turned=now, role=Role.MASTER, since=now - 60, reason=Reason.KEPT, transitions=1,
         entered={Role.MASTER: Counter({Reason.KEPT: 1})}, peers={VIP + 1: now - 0.5}, repairs=Counter(rules=2),
         bad_adverts=Counter(digest=1), ucarp_starts=1, health=Health(check="icmp", since=now - 60, problem="x"),
-        rules=["nat -A x"], claims={"02:00:00:00:00:01": now - 7}, takeovers=Durations(seconds=0.5),
+        rules={"iptables-nft": ["nat -A x"]}, claims={"02:00:00:00:00:01": now - 7}, takeovers=Durations(seconds=0.5),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from kevip.core.messages import Reason, Role
-from kevip.dataplane.iptables import Rule
+from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
 from kevip.status.prose import PROSE
 from kevip.status.record import Health, Record
@@ -26,18 +26,22 @@ def ago(seconds: float) -> float:
     return NOW - seconds
 
 
+PARTS = {"DNAT": Part.DNAT, "FWD": Part.FORWARD, "GUARD": Part.GUARD}
+
+
 def rule(table: str, kind: str, action: str, packets: int, octets: int) -> Rule:
-    return Rule(text=f"{table} -A KEVIP-{kind}-{VIP} -m x -j {action}", packets=packets, bytes=octets)
+    text = f"{table} -A KEVIP-{kind}-{VIP} -m x -j {action}"
+    return Rule(text=text, part=PARTS[kind], packets=packets, bytes=octets)
 
 
 REPORT = Record(
-    vip=VIP, target=IPv4Address("203.0.113.10"), vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
+    vip=VIP, target=IPv4Address("203.0.113.10"), vip_id=100, interface="eth0", dataplane="iptables-nft", patience=3.1,
     role=Role.MASTER, reason=Reason.GOODBYE, since=ago(11520), peers={IPv4Address("10.77.0.12"): ago(11521)},
     started=ago(20000), turned=ago(1), transitions=3, repairs=Counter(rules=2, address=1),
     bad_adverts=Counter(digest=5), health=Health(check="tcp:443", up=True, since=ago(11000), round_trip_ms=1.2),
 )  # fmt: skip
 RULES = (
-    Rule(text=f"nat -A PREROUTING -m x -j KEVIP-DNAT-{VIP}", packets=99, bytes=9999),
+    Rule(text=f"nat -A PREROUTING -m x -j KEVIP-DNAT-{VIP}", part=None, packets=99, bytes=9999),
     rule("nat", "DNAT", "DNAT --to-destination 203.0.113.10", 12, 720),
     rule("filter", "FWD", "ACCEPT", 1234, 1_234_567),
     rule("mangle", "GUARD", "DROP", 1, 60),
@@ -87,7 +91,7 @@ def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
         peers={vip - number: ago(1e8) for number in range(255)},
         repairs=Counter(dict.fromkeys(("address", "forwarding", "rules"), 10**12)),
         bad_adverts=Counter(dict.fromkeys(("truncated", "malformed", "version", "ttl", "checksum", "digest"), 10**12)),
-        rules=[f"nat -A KEVIP-DNAT-{vip} {'x' * number}" for number in range(90)],
+        rules={"iptables-nft": [f"nat -A KEVIP-DNAT-{vip} {'x' * number}" for number in range(90)]},
         health=Health(check="http://" + "x" * 200, up=False, since=ago(1e9), problem="y" * 200),
     )
     held = tuple(Held(interface="i" * 15, prefix=32, seconds=number) for number in (None, 4 * 10**9))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kevip.core.messages import Reason, Role
-from kevip.dataplane.iptables import Rule
+from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
 from kevip.status.record import Health, Record
 from kevip.status.verdict import verdict
@@ -16,7 +16,10 @@ from kevip.status.verdict import verdict
 VIP = IPv4Address("10.0.0.100")
 PEER = IPv4Address("10.0.0.12")
 NOW = 2e9
-RULES = tuple(Rule(text=f"nat -A KEVIP-DNAT-{VIP} -d {number} -j DNAT", packets=1, bytes=60) for number in range(3))
+RULES = tuple(
+    Rule(text=f"nat -A KEVIP-DNAT-{VIP} -d {number} -j DNAT", part=Part.DNAT, packets=1, bytes=60)
+    for number in range(3)
+)
 HERE = Held(interface="eth0", prefix=32, seconds=5)
 
 
@@ -28,9 +31,9 @@ def report(role: Role = Role.MASTER, *, since: float = 100, written: float = 1, 
     """Return a report; times are seconds ago, ``peer`` when the peer advertised."""
     heard = dict.fromkeys([PEER], ago(peers["peer"])) if peers else {}
     return Record(
-        vip=VIP, target=IPv4Address("192.0.2.9"), vip_id=100, interface="eth0", iptables="iptables-nft", patience=3.1,
+        vip=VIP, target=IPv4Address("192.0.2.9"), vip_id=100, interface="eth0", dataplane="iptables-nft", patience=3.1,
         role=role, reason=Reason.ALONE, since=ago(since), peers=heard, started=ago(1000), turned=ago(written),
-        rules=[rule.text for rule in RULES] if role is Role.MASTER else [],
+        rules={"iptables-nft": [rule.text for rule in RULES]} if role is Role.MASTER else {},
     )  # fmt: skip
 
 

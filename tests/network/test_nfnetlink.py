@@ -4,12 +4,13 @@ from ipaddress import IPv4Address
 
 from lab.network import Namespace
 
-from kevip.host.nftables import Chain, contains, forward_chains
+from kevip.host.nfnetlink import base_chains, contains
 
 RULESET = """
 table ip kube-proxy {
     set cluster-ips { type ipv4_addr; elements = { 10.96.0.1, 10.96.0.10 }; }
     chain filter-forward { type filter hook forward priority -110; policy accept; }
+    chain nat-postrouting { type nat hook postrouting priority 100; }
     chain services { }
 }
 table inet corp {
@@ -22,15 +23,17 @@ table ip6 corp {
 """
 
 
-def test_lists_the_chains_that_forwarded_ipv4_goes_through(host: Namespace) -> None:
+def test_lists_the_base_chains_that_ipv4_goes_through(host: Namespace) -> None:
     host.run("nft", "-f", "-", stdin=RULESET)
     host.iptables("-P", "FORWARD", "DROP")
     with host.entered():
-        chains = forward_chains()
-    assert {(each.family, each.table, each.name, each.drops) for each in chains} == {
-        ("ip", "kube-proxy", "filter-forward", False),
-        ("inet", "corp", "fw", True),
-        ("ip", "filter", "FORWARD", True),
+        chains = base_chains()
+    assert {(each.path, each.type, each.hook, each.priority, each.drops) for each in chains} == {
+        ("ip kube-proxy filter-forward", "filter", "forward", -110, False),
+        ("ip kube-proxy nat-postrouting", "nat", "postrouting", 100, False),
+        ("inet corp fw", "filter", "forward", 10, True),
+        ("inet corp in", "filter", "input", 10, True),
+        ("ip filter FORWARD", "filter", "forward", 0, True),
     }
 
 
@@ -39,14 +42,12 @@ def test_lists_all_of_many_chains(host: Namespace) -> None:
     chains = [f"chain c{number} {{ type filter hook forward priority 0; }}\n" for number in range(900)]
     host.run("nft", "-f", "-", stdin=f"table ip many {{\n{''.join(chains)}}}\n")
     with host.entered():
-        assert set(forward_chains()) == {
-            Chain(family="ip", table="many", name=f"c{number}", drops=False) for number in range(900)
-        }
+        assert {each.path for each in base_chains()} == {f"ip many c{number}" for number in range(900)}
 
 
 def test_finds_an_address_in_a_set(host: Namespace) -> None:
     with host.entered():
-        assert forward_chains() == []
+        assert base_chains() == []
         assert not contains("kube-proxy", "cluster-ips", IPv4Address("10.96.0.10"))
     host.run("nft", "-f", "-", stdin=RULESET)
     with host.entered():

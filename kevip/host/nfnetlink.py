@@ -14,45 +14,65 @@ _NETLINK_NETFILTER, _SUBSYSTEM = 12, 10
 _GET_CHAIN, _GET_SET_ELEMENT = 4, 13
 _ERROR, _DONE = 2, 3
 _REQUEST, _DUMP, _NESTED = 0x1, 0x300, 0x8000
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5, 1
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEMENT = _ELEMENT_KEY = _DATA_VALUE = 1
-_FORWARD, _DROP = 2, 0
-_FAMILIES = {1: "inet", 2: "ip"}
-"""The families that IPv4 packets go through."""
+_DROP = 0
+_FAMILIES = {1: "inet", 2: "ip"}  # those that IPv4 packets go through
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+
+DSTNAT, SRCNAT = -100, 100  # the usual priorities of NAT, and those of iptables
 
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_NUMBER = struct.Struct("!I")
+_NUMBER, _SIGNED = struct.Struct("!I"), struct.Struct("!i")
 _LARGEST = 1 << 16
-_PATIENCE = 5.0
+_PATIENCE = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A chain that forwarded packets go through; ``drops`` says that its policy is to drop."""
+    """A base chain that IPv4 packets go through; ``drops`` says that its policy is to drop."""
 
     family: str
     table: str
     name: str
+    type: str
+    hook: str
+    priority: int
     drops: bool
 
+    def __str__(self) -> str:
+        return f"chain {self.name} of nftables table {self.family} {self.table}"
 
-def forward_chains() -> list[Chain]:
-    """Return the chains at the forward hook; none if the kernel has no nftables."""
+    @property
+    def path(self) -> str:
+        """Its family, table and name, as ``nft`` wants them."""
+        return f"{self.family} {self.table} {self.name}"
+
+
+def base_chains() -> list[Chain]:
+    """Return all base chains, those of iptables-nft among them; none if the kernel has no nftables."""
     try:
-        return [
-            Chain(
+        return list(_base_chains())
+    except OSError:
+        return []
+
+
+def _base_chains() -> Iterator[Chain]:
+    for family, chain in _ask(_GET_CHAIN, _REQUEST | _DUMP, 0, b""):
+        if family in _FAMILIES and (hook := _attributes(chain.get(_CHAIN_HOOK, b""))):
+            number = _NUMBER.unpack(hook[_HOOK_NUMBER])[0]
+            yield Chain(
                 family=_FAMILIES[family],
                 table=_text(chain[_CHAIN_TABLE]),
                 name=_text(chain[_CHAIN_NAME]),
-                drops=_number(chain.get(_CHAIN_POLICY)) == _DROP,
+                type=_text(chain.get(_CHAIN_TYPE, b"")),
+                hook=_HOOKS[number] if number < len(_HOOKS) else "ingress",
+                priority=_SIGNED.unpack(hook[_HOOK_PRIORITY])[0],
+                drops=chain.get(_CHAIN_POLICY) == _NUMBER.pack(_DROP),
             )
-            for family, chain in _ask(_GET_CHAIN, _REQUEST | _DUMP, 0, b"")
-            if family in _FAMILIES and _number(_attributes(chain.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)) == _FORWARD
-        ]
-    except OSError:
-        return []
 
 
 def contains(table: str, name: str, address: IPv4Address) -> bool:
@@ -116,8 +136,3 @@ def _padded(length: int) -> int:
 
 def _text(value: bytes) -> str:
     return value.rstrip(b"\0").decode()
-
-
-def _number(value: bytes | None) -> int | None:
-    number: int | None = _NUMBER.unpack(value)[0] if value else None
-    return number

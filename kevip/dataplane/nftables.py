@@ -1,0 +1,160 @@
+"""The rules in nftables: one table of our own for each VIP, whose NAT comes before that of others.
+
+Of all NAT chains of a hook, those of iptables among them, the one with the lowest priority translates; of those with
+the same one, the last that was made. So ours have priorities below the usual ones. What a packet costs does not grow
+with the number of networks and ports: they are in sets. "Saved" is what ``nft list table`` prints of our tables.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import AddressValueError, IPv4Address
+
+from kevip.dataplane.backend import Changes
+from kevip.dataplane.rules import Part, Parts, Proxy, Rule
+from kevip.host import command, nfnetlink
+
+_NFT = ["nft", "-f", "-"]
+PREFIX = "kevip-"
+_AHEAD = 5  # how far our priorities are below the usual ones
+_MANGLE, _FILTER = -150, 0
+_UNEXPECTED = "ct state invalid,new,untracked"  # what belongs to no connection here
+
+# What the rules of a chain are for; keywords, as "masquerade", are no names.
+_PARTS = {
+    "guard": Part.GUARD,
+    "forward": Part.FORWARD,
+    "refuse": Part.REFUSE,
+    "prerouting": Part.DNAT,
+    "output": Part.DNAT,
+    "postrouting": Part.SNAT,
+    "all": Part.MASQUERADE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Nftables:
+    """The rules of nftables itself."""
+
+    name = "nftables"
+    priorities = (nfnetlink.DSTNAT - _AHEAD, nfnetlink.SRCNAT - _AHEAD)
+
+    def save(self, vip: IPv4Address | None = None, *, counters: bool = True) -> str:
+        """Return our tables, or that of one VIP; raises CommandError. Counters are always there."""
+        names = {chain.table for chain in nfnetlink.base_chains()}
+        tables = sorted(names & {f"{PREFIX}{vip}"} if vip else filter(re.compile(PREFIX).match, names))
+        if not tables:
+            return ""
+        try:
+            return command.run_now(_NFT, stdin="".join(f"list table ip {table}\n" for table in tables))
+        except command.CommandError as error:
+            if counters and "No such file" in error.stderr:  # one of them went meanwhile
+                return self.save(vip, counters=False)
+            raise
+
+    def setup(self, proxy: Proxy, parts: Parts) -> str:
+        """Return the text that replaces the table of a VIP, in one transaction."""
+        table = f"table ip {PREFIX}{proxy.vip}"
+        blocks = "\n".join([*_sets(proxy), *_chains(proxy, parts)])
+        return f'{table}\ndelete {table}\n{table} {{\n\tcomment "kevip:{proxy.vip}"\n{blocks}\n}}\n'
+
+    def size(self, proxy: Proxy, parts: Parts) -> int:
+        """Return how many ``rules`` there are when all are there."""
+        return len(list(_rules(self.setup(proxy, parts))))
+
+    def standby(self) -> command.Standby:
+        """Return what applies a text."""
+        return command.Standby(_NFT)
+
+    def repair(self, proxy: Proxy, parts: Parts, saved: str) -> None:
+        """Replace the table; raises CommandError."""
+        del saved
+        command.run_now(_NFT, stdin=self.setup(proxy, parts))
+
+    def remove(self, vip: IPv4Address, saved: str, changes: Changes = nullcontext) -> bool:
+        """Delete the table, if it is saved; raises CommandError."""
+        if vip not in self.rules(saved):
+            return False
+        with changes():
+            command.run_now(_NFT, stdin=f"delete table ip {PREFIX}{vip}\n")
+        return True
+
+    def rules(self, saved: str) -> dict[IPv4Address, list[Rule]]:
+        """Return our rules by VIP, with what is in their sets, as a digest."""
+        found: dict[IPv4Address, list[Rule]] = {}
+        for table in re.findall(rf"^table ip {PREFIX}(.*?)^}}$", saved, re.MULTILINE | re.DOTALL):
+            address, _, body = table.partition(" {\n")
+            try:
+                vip = IPv4Address(address)
+            except AddressValueError:
+                continue
+            if f'comment "kevip:{vip}"' in body:
+                found[vip] = list(_rules(body))
+        return found
+
+    def misplaced(self, vip: IPv4Address, saved: str) -> Iterator[str]:
+        """Say nothing: a table of our own holds no rules of others."""
+        del vip, saved
+        yield from ()
+
+
+def _sets(proxy: Proxy) -> Iterator[str]:
+    if proxy.sources:
+        yield _set("set sources", "ipv4_addr; flags interval; auto-merge", proxy.sources)
+    if proxy.ports:
+        ports = (f"{each.protocol} . {each.first}-{each.last}" for each in proxy.ports)
+        yield _set("set ports", "inet_proto . inet_service; flags interval", ports)
+    yield _set("map targets", "ipv4_addr : ipv4_addr", [f"{proxy.vip} : {proxy.target}"])
+
+
+def _set(name: str, kind: str, elements: Iterable[object]) -> str:
+    return f"\t{name} {{\n\t\ttype {kind}\n\t\telements = {{ {', '.join(map(str, elements))} }}\n\t}}"
+
+
+def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
+    local = f"ip daddr {proxy.vip} fib daddr type local"
+    ports = "meta l4proto . th dport @ports " if proxy.ports else ""
+    translated = f"ct status dnat ct original ip daddr {proxy.vip}"
+    dnat = f"{local} {ports}counter dnat to ip daddr map @targets"
+    dstnat, srcnat = Nftables.priorities
+    if Part.GUARD in parts:
+        guards = [f"ip saddr {proxy.target} {local} ct state invalid,new counter drop"]
+        guards += [f"{local} {_UNEXPECTED} ip saddr != @sources counter drop"] if proxy.sources else []
+        yield _chain("guard", "filter hook prerouting", _MANGLE - _AHEAD, *guards)
+    if Part.FORWARD in parts:
+        yield _chain("forward", "filter hook forward", _MANGLE - _AHEAD, f"{translated} counter")
+    if Part.REFUSE in parts and proxy.ports:
+        reset = f"{local} {_UNEXPECTED} meta l4proto tcp counter reject with tcp reset"
+        yield _chain("refuse", "filter hook input", _FILTER - _AHEAD, reset, f"{local} {_UNEXPECTED} counter reject")
+    if Part.DNAT in parts:
+        for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
+            yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
+    if Part.MASQUERADE in parts and proxy.global_masquerade:  # behind the rules of others, as it is in iptables
+        yield _chain("all", "nat hook postrouting", nfnetlink.SRCNAT + _AHEAD, "counter masquerade")
+    elif Part.SNAT in parts:
+        snat = f"{translated} counter snat to {proxy.vip}"
+        yield _chain("postrouting", "nat hook postrouting", srcnat, snat)
+
+
+def _chain(name: str, kind: str, priority: int, *rules: str) -> str:
+    head = f"\tchain {name} {{\n\t\ttype {kind} priority {priority}; policy accept;\n"
+    return head + "".join(f"\t\t{rule}\n" for rule in rules) + "\t}"
+
+
+def _rules(body: str) -> Iterator[Rule]:
+    """Yield the rules in a table, after their chains' names, and a digest of what is in each set."""
+    for kind, name, block in re.findall(r"^\t(chain|set|map) (\w+) {\n(.*?)^\t}$", body, re.MULTILINE | re.DOTALL):
+        if kind != "chain":
+            digest = sha256(block.encode()).hexdigest()
+            yield Rule(text=f"{kind} {name} {digest[:16]}", part=None)
+            continue
+        for line in block.splitlines()[1:]:
+            counted = _COUNTERS.search(line)  # somebody else's rule may have none
+            packets, octets = counted.groups() if counted else (0, 0)
+            text = f"{name} {_COUNTERS.sub('counter', line.strip())}"
+            yield Rule(text=text, part=_PARTS.get(name), packets=int(packets), bytes=int(octets))
+
+
+_COUNTERS = re.compile(r"counter packets (\d+) bytes (\d+)")

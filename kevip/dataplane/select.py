@@ -1,0 +1,84 @@
+"""Which back end this host is to have our rules in: the one that others use, and whose NAT comes before theirs."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from kevip.dataplane import iptables
+from kevip.dataplane.backend import Backend
+from kevip.dataplane.iptables import Iptables, Kind
+from kevip.dataplane.nftables import PREFIX, Nftables
+from kevip.errors import HostError, KevipError
+from kevip.host import command
+from kevip.host.nfnetlink import Chain, base_chains
+
+Dataplane = Literal["auto", "nftables", "iptables-nft", "iptables-legacy"]
+
+_IPTABLES = {f"ip nat {chain}" for chain in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
+
+
+def installed() -> dict[str, Backend]:
+    """Return the back ends that have programs on this host, by name."""
+    found: dict[str, Backend] = {each.name: each for each in iptables.installed().values()}
+    return found | ({Nftables.name: Nftables()} if command.find("nft") else {})
+
+
+def save_all() -> dict[str, str]:
+    """Return what is saved in each back end that works here, by name."""
+    saved = {}
+    for each in installed().values():
+        try:
+            saved[each.name] = each.save()
+        except KevipError:
+            continue
+    return saved
+
+
+def strangers(chains: Iterable[Chain]) -> list[Chain]:
+    """Return the NAT chains of others that may translate what is proxied: neither iptables' nor kevip's."""
+    found = [each for each in chains if each.type == "nat" and each.hook != "input"]
+    return [each for each in found if each.path not in _IPTABLES and not each.table.startswith(PREFIX)]
+
+
+def ahead(backend: Backend, chains: Iterable[Chain]) -> list[Chain]:
+    """Return those that may do so before a back end's, for of one priority the last that was made is the first."""
+    dstnat, srcnat = backend.priorities
+    found = strangers(chains)
+    return [each for each in found if each.priority <= (srcnat if each.hook == "postrouting" else dstnat)]
+
+
+def select(wanted: Dataplane) -> tuple[Backend, str]:
+    """Return the back end to use and why; raises HostError if it is not there, CommandError if it does not work."""
+    native, kinds = Nftables(), iptables.installed()
+    has_native = bool(command.find("nft"))
+    if wanted == "auto":
+        return _select(kinds, native if has_native else None)
+    if wanted == "nftables":
+        if not has_native:
+            raise HostError("nft is not installed: apt-get install nftables, or set --dataplane to auto")
+        return native, "--dataplane says so"
+    kind: Kind = "nft" if wanted == "iptables-nft" else "legacy"
+    if kind not in kinds:
+        raise HostError(f"{wanted} is not installed: apt-get install iptables, or set --dataplane to auto")
+    kinds[kind].save()
+    return kinds[kind], "--dataplane says so"
+
+
+def _select(kinds: dict[Kind, Iptables], native: Nftables | None) -> tuple[Backend, str]:
+    saved, problems = {}, list[str]()
+    for kind, each in kinds.items():
+        try:
+            saved[kind] = each.save(run=command.run)
+        except command.CommandError as error:
+            problems += error.problems
+        except HostError:  # somebody has rules of nftables in there
+            if not native:
+                raise
+            return native, f"{each.name} cannot read all tables"
+    if not saved and native:
+        return native, "iptables does not work here" if problems else "iptables is not installed"
+    if not saved:
+        raise HostError(*problems or ["iptables is not installed: apt-get install iptables"])
+    kind, reason = iptables.choose(saved, iptables.default())
+    if native and (others := ahead(kinds[kind], base_chains())):
+        return native, f"{others[0]} translates too"
+    return kinds[kind], reason

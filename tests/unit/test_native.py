@@ -1,0 +1,157 @@
+"""The rules of nftables, literally, and what is read of its listings."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from kevip.dataplane.backend import flaws, texts
+from kevip.dataplane.iptables import Iptables
+from kevip.dataplane.nftables import Nftables
+from kevip.dataplane.rules import TRANSLATION, Part, Ports, Proxy
+from kevip.dataplane.select import ahead
+from kevip.host.nfnetlink import Chain
+
+VIP = IPv4Address("10.0.0.100")
+TARGET = IPv4Address("192.0.2.9")
+PROXY = Proxy(vip=VIP, target=TARGET)
+NFT = Nftables()
+
+SETUP = """\
+table ip kevip-10.0.0.100
+delete table ip kevip-10.0.0.100
+table ip kevip-10.0.0.100 {
+	comment "kevip:10.0.0.100"
+	map targets {
+		type ipv4_addr : ipv4_addr
+		elements = { 10.0.0.100 : 192.0.2.9 }
+	}
+	chain guard {
+		type filter hook prerouting priority -155; policy accept;
+		ip saddr 192.0.2.9 ip daddr 10.0.0.100 fib daddr type local ct state invalid,new counter drop
+	}
+	chain forward {
+		type filter hook forward priority -155; policy accept;
+		ct status dnat ct original ip daddr 10.0.0.100 counter
+	}
+	chain prerouting {
+		type nat hook prerouting priority -105; policy accept;
+		ip daddr 10.0.0.100 fib daddr type local counter dnat to ip daddr map @targets
+	}
+	chain output {
+		type nat hook output priority -105; policy accept;
+		ip daddr 10.0.0.100 fib daddr type local counter dnat to ip daddr map @targets
+	}
+	chain postrouting {
+		type nat hook postrouting priority 95; policy accept;
+		ct status dnat ct original ip daddr 10.0.0.100 counter snat to 10.0.0.100
+	}
+}
+"""
+
+SAVED = """\
+table ip kevip-10.0.0.100 {
+	comment "kevip:10.0.0.100"
+	map targets {
+		type ipv4_addr : ipv4_addr
+		elements = { 10.0.0.100 : 192.0.2.9 }
+	}
+
+	chain guard {
+		type filter hook prerouting priority mangle - 5; policy accept;
+		ip saddr 192.0.2.9 ip daddr 10.0.0.100 ct state invalid,new counter packets 4 bytes 240 drop
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat - 5; policy accept;
+		ip daddr 10.0.0.100 fib daddr type local counter packets 3 bytes 180 dnat to ip daddr map @targets
+	}
+}
+table ip kevip-10.0.0.101 {
+	comment "somebody else's"
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat - 5; policy accept;
+	}
+}
+table ip kevip-mine {
+	comment "kevip:mine"
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat - 5; policy accept;
+	}
+}
+"""
+
+
+def test_the_rules_are_these() -> None:
+    assert NFT.setup(PROXY, TRANSLATION) == SETUP
+
+
+def test_sources_and_ports_are_limited_by_sets() -> None:
+    ports = (Ports("tcp", 443, 443), Ports("udp", 53, 54))
+    text = NFT.setup(Proxy(vip=VIP, target=TARGET, ports=ports, allow_from=(IPv4Network("10.1.0.0/16"),)), TRANSLATION)
+    assert "elements = { 10.1.0.0/16 }" in text
+    assert "elements = { tcp . 443-443, udp . 53-54 }" in text
+    assert "ct state invalid,new,untracked ip saddr != @sources counter drop" in text
+    assert "meta l4proto . th dport @ports counter dnat to" in text
+    assert text.count("counter reject") == 2
+    assert "chain output" not in text  # processes of this host are not allowed
+
+
+def test_a_host_wide_masquerade_comes_behind_that_of_others() -> None:
+    text = NFT.setup(Proxy(vip=VIP, target=TARGET, global_masquerade=True), TRANSLATION)
+    assert "type nat hook postrouting priority 105; policy accept;\n\t\tcounter masquerade\n" in text
+    assert "snat" not in text
+
+
+def test_reads_rules_with_their_counters_from_tables_with_our_mark() -> None:
+    found = NFT.rules(SAVED)
+    assert {vip: [(rule.part, rule.packets, rule.bytes) for rule in rules] for vip, rules in found.items()} == {
+        VIP: [(None, 0, 0), (Part.GUARD, 4, 240), (Part.DNAT, 3, 180)],
+    }
+    assert found[VIP][2].text == (
+        "prerouting ip daddr 10.0.0.100 fib daddr type local counter dnat to ip daddr map @targets"
+    )
+
+
+def test_counts_the_rules_that_there_should_be() -> None:
+    assert NFT.size(PROXY, TRANSLATION) == 6
+    assert NFT.size(PROXY, frozenset({Part.GUARD, Part.DNAT})) == 4
+
+
+@pytest.mark.parametrize(("old", "new", "wrong"), [
+    ("packets 4 bytes 240", "packets 5 bytes 300", []),
+    ("192.0.2.9 }", "192.0.2.10 }", ["map rule missing", "map rule foreign"]),
+    ("\t\tip daddr", "\t\tudp dport 53 accept\n\t\tip daddr",
+     ["prerouting rule foreign: udp dport 53 accept"]),
+    (' {\n\tcomment "kevip:10.0.0.100"', " {", ["map", "guard rule missing", "prerouting rule missing"]),
+])  # fmt: skip
+def test_what_is_wrong_with_the_rules(old: str, new: str, wrong: list[str]) -> None:
+    found = flaws(NFT, VIP, SAVED.replace(old, new), texts(NFT, VIP, SAVED))
+    assert len(found) == len(wrong)
+    assert all(flaw.startswith(start) for flaw, start in zip(found, wrong, strict=True))
+
+
+def nat(path: str, hook: str, priority: int, kind: str = "nat") -> Chain:
+    """Return a base chain."""
+    family, table, name = path.split()
+    return Chain(family=family, table=table, name=name, type=kind, hook=hook, priority=priority, drops=False)
+
+
+@pytest.mark.parametrize(("chain", "before_iptables", "before_nftables"), [
+    (nat("ip docker-bridges nat-POSTROUTING", "postrouting", 100), True, False),
+    (nat("ip flannel-ipv4 postrtg", "postrouting", 100), True, False),
+    (nat("inet other dnat", "prerouting", -101), True, False),
+    (nat("inet other out", "output", -100), True, False),
+    (nat("ip other post", "postrouting", 95), True, True),
+    (nat("inet firewalld nat_POSTROUTING", "postrouting", 110), False, False),
+    (nat("inet firewalld nat_PREROUTING", "prerouting", -90), False, False),
+    (nat("ip other in", "input", 100), False, False),
+    (nat("ip other post", "postrouting", 0, "filter"), False, False),
+    (nat("ip nat POSTROUTING", "postrouting", 100), False, False),
+    (nat("ip nat mine", "postrouting", 100), True, False),
+    (nat("ip kevip-10.0.0.101 postrouting", "postrouting", 95), False, False),
+])  # fmt: skip
+def test_knows_who_translates_first(chain: Chain, before_iptables: bool, before_nftables: bool) -> None:
+    assert bool(ahead(Iptables("iptables-nft", "nft"), [chain])) is before_iptables
+    assert bool(ahead(NFT, [chain])) is before_nftables
