@@ -5,13 +5,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 
-from lab.network import CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually
+from lab.network import CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually, iptables_beside
 from lab.replica import Replica
 from lab.traffic import load, sink
 from plain import HOOKS, PlainReplica
+
+from kevip.dataplane.backend import Backend
+from kevip.dataplane.rules import TRANSLATION, Proxy
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -38,25 +42,26 @@ class Pair:
         return median(ours / theirs for ours, theirs in self.rounds)
 
 
-def hook_latency(backend: str, rounds: int = 30) -> Pair:
+def hook_latency(dataplane: str, rounds: int = 30) -> Pair:
     """Return milliseconds from the start of the up hook to rules and address in place, in turn; medians."""
     pairs = list[tuple[float, float]]()
-    with Network(nodes=2) as network, Replica(network.nodes[0], iptables=backend) as replica:
+    with Network(nodes=2) as network, Replica(network.nodes[0], dataplane=dataplane) as replica:
         replica.master()
+        plain_iptables = f"iptables-{iptables_beside(dataplane)}"
         with replica.hooks() as call:
             for _ in range(rounds):
                 call("vip-down")
-                plain = _plain_hook(network.nodes[1], "vip-up", backend)
-                _plain_hook(network.nodes[1], "vip-down", backend)
-                eventually(lambda: not any("KEVIP" in line for line in replica.node.rules()[backend]))
+                plain = _plain_hook(network.nodes[1], "vip-up", plain_iptables)
+                _plain_hook(network.nodes[1], "vip-down", plain_iptables)
+                eventually(lambda: not replica.node.has_rules(dataplane))
                 time.sleep(0.3)  # what a backup starts in advance is started
                 pairs.append((call("vip-up") * 1000, plain * 1000))
                 time.sleep(0.2)
     return Pair(pairs)
 
 
-def _plain_hook(node: Namespace, name: str, backend: str) -> float:
-    env = {"PATH": os.environ["PATH"], "IPTABLES": f"iptables-{backend}"}
+def _plain_hook(node: Namespace, name: str, iptables: str) -> float:
+    env = {"PATH": os.environ["PATH"], "IPTABLES": iptables}
     with node.entered():
         begin = time.perf_counter()
         subprocess.run([HOOKS / name, "eth0", VIP, TARGET], env=env, check=True)
@@ -118,9 +123,37 @@ def traffic(kind: str, rounds: int = 9, seconds: float = 2.0) -> Pair:
             return Pair([(measure(VIP), measure(TARGET)) for _ in range(rounds)])
 
 
+def many_vips(kind: str, backend: Backend, number: int, rounds: int = 5, seconds: float = 1.0) -> Pair:
+    """Return the same for the first of so many VIPs on a host, and forwarded by a host that has none; medians."""
+    port = 7001
+    with Network(nodes=2) as network:
+        node, bare = network.nodes
+        _route_through(network, bare)
+        for each in (node, bare):
+            each.sysctl("net.ipv4.ip_forward", "1")
+        network.client.sysctl("net.ipv4.tcp_tw_reuse", "1")
+        for vip in (IPv4Address(VIP) + n for n in range(number)):
+            node.run("ip", "address", "add", f"{vip}/32", "dev", "eth0")
+            with node.entered():
+                backend.standby().run(backend.setup(Proxy(vip=vip, target=IPv4Address(TARGET)), TRANSLATION))
+        with sink(network.target, TARGET, port):
+            measure: Callable[[str], float] = lambda address: load(network.client, kind, address, port, seconds)  # noqa: E731
+            return Pair([(measure(VIP), measure(TARGET)) for _ in range(rounds)])
+
+
+def limits() -> float:
+    """Return the seconds of a takeover with 10,000 networks that may use the VIP, and 5,000 ports."""
+    networks = ",".join(f"20.{n // 250}.{n % 250}.1" for n in range(10_000))
+    ports = ",".join(str(port) for port in range(10_001, 20_000, 2))
+    env = {"ALLOW_FROM": networks, "PORTS": ports}
+    with Network(nodes=1) as network, Replica(network.nodes[0], dataplane="nftables", env=env) as replica:
+        return float(replica.logged("takeover.done")["ms"]) / 1000
+
+
 def _route_through(network: Network, node: Namespace) -> None:
     """Let what goes between client and target past the VIP go through the node too, both ways."""
     for name in ("all", "eth0"):
         node.sysctl(f"net.ipv4.conf.{name}.send_redirects", "0")
-    network.client.run("ip", "route", "add", TARGET, "via", f"{LAN}.11")
-    network.router.run("ip", "route", "add", CLIENT, "via", f"{LAN}.11")
+    address = f"{LAN}.{11 + network.nodes.index(node)}"
+    network.client.run("ip", "route", "add", TARGET, "via", address)
+    network.router.run("ip", "route", "add", CLIENT, "via", address)
