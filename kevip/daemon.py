@@ -6,37 +6,14 @@ the effects of each are applied before the next one, and before anything that wa
 
 import signal
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
 from typing import assert_never
 
+from kevip.core import messages as msg
 from kevip.core.instance import TICK, step
-from kevip.core.messages import (
-    Announce,
-    Apply,
-    Cleared,
-    Effect,
-    EndEngine,
-    EndFarewell,
-    Enter,
-    Event,
-    Failed,
-    Farewell,
-    Hush,
-    Level,
-    Look,
-    Note,
-    NotStarted,
-    Proceed,
-    Rerank,
-    StartEngine,
-    Stop,
-    Tick,
-    Unfit,
-    Yield,
-)
+from kevip.core.messages import Do, Level
 from kevip.core.states import Instance, is_over, next_due
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Drift, Plane
@@ -48,75 +25,63 @@ from kevip.loop import Loop
 from kevip.status.record import Record
 from kevip.status.reporter import Reporter
 
-READY = 10.0
-"""Seconds after which systemd is told that the start is done, also out of the election: a cable may be unplugged."""
-
+READY = 10.0  # seconds after which systemd hears that the start is done, also out of the election: without a cable, say
 STOPS = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What events come from, and effects go to."""
-
-    engine: Engine
-    plane: Plane
-    announcer: Announcer
-    watch: Watch
-    reporter: Reporter
 
 
 class Daemon:
     """Serves one VIP on this host until a signal says to stop. The only writer of what kevip changes on it."""
 
-    def __init__(self, loop: Loop, vip: IPv4Address) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._vip = vip
-        self._events: deque[Event] = deque()
+        self._events: deque[msg.Event] = deque()
         self.instance = Instance()
 
-    def attach(self, parts: Parts) -> None:
-        """Work with these parts, which tell this daemon what happens."""
-        self._parts = parts
-        self._traits = parts.engine.traits
-        self._reporter, self._log = parts.reporter, parts.reporter.log
+    def attach(self, *, engine: Engine, plane: Plane, announcer: Announcer, watch: Watch, reporter: Reporter) -> None:
+        """Work with these parts: events come from them, and effects go to them."""
+        self._engine, self._plane, self._announcer = engine, plane, announcer
+        self._watch, self._reporter, self._log = watch, reporter, reporter.log
+        self._does: dict[Do, Callable[[], None]] = {
+            Do.END_ENGINE: engine.end,
+            Do.END_FAREWELL: engine.end_goodbye,
+            Do.YIELD: engine.yields,
+            Do.ANNOUNCE: announcer.announce,
+            Do.HUSH: announcer.hush,
+            Do.LOOK: self._look,
+        }
 
     def run(self) -> None:
         """Serve until it is over, then leave the host as it was; raises KevipError if something of ours is left."""
         try:
-            self.begin()
+            self._loop.after(READY, partial(systemd.notify, "READY=1"))
+            self._loop.after(0, self._due)
+            self._turned()
             while not is_over(self.instance):
                 self._loop.turn()
-                self.settle()
+                self._settle()
         finally:
             self._leave()
         self._log.info("daemon.stopped")
 
-    def begin(self) -> None:
-        """Have what repeats begin."""
-        self._loop.after(READY, partial(systemd.notify, "READY=1"))
-        self._loop.after(0, self._due)
-        self._turned()
-
-    def tell(self, event: Event) -> None:
+    def tell(self, event: msg.Event) -> None:
         """Take in an event, to be stepped through at the end of this turn: a stop before all others."""
-        if isinstance(event, Stop):
+        if isinstance(event, msg.Stop):
             self._events.appendleft(event)
         else:
             self._events.append(event)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Step through the events of this turn, and apply what comes of them."""
-        now = self._loop.now()  # one turn is one moment, whatever it takes to apply what comes of it
+        traits, now = self._engine.traits, self._loop.now()  # one turn is one moment, however long its effects take
         while self._events:
-            event = self._events.popleft()
-            self.instance, effects = step(self._traits, self.instance, event, now)
+            self.instance, effects = step(traits, self.instance, self._events.popleft(), now)
             for effect in effects:
                 if not self._apply(effect):
                     break  # what follows rests on it
-        self._loop.after(next_due(self._traits, self.instance) - self._loop.now(), self._due)
+        self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)
 
     def _due(self) -> None:
-        self.tell(Tick())
+        self.tell(msg.Tick())
 
     def _turned(self) -> None:
         """Say that the loop turns."""
@@ -127,7 +92,7 @@ class Daemon:
         """Stop, because of a signal."""
         self._log.info("daemon.stopping", signal=number.name)
         systemd.notify("STOPPING=1")
-        self.tell(Stop())
+        self.tell(msg.Stop())
 
     def on_hangup(self, number: signal.Signals) -> None:
         """Go on: settings are read at the start."""
@@ -136,90 +101,85 @@ class Daemon:
 
     # What comes of events
 
-    def _apply(self, effect: Effect) -> bool:  # noqa: C901, PLR0912 - one branch for each effect
+    def _apply(self, effect: msg.Effect) -> bool:  # noqa: C901 - one branch for each effect
         """Have an effect applied; say whether it was."""
-        engine, announcer = self._parts.engine, self._parts.announcer
         match effect:
-            case StartEngine(run, fit):
+            case Do():
+                self._does[effect]()
+            case msg.StartEngine(run, fit):
                 return self._start(run, fit=fit)
-            case Apply(level):
+            case msg.Apply(level):
                 return self._bring_to(level)
-            case Proceed(token):
-                engine.proceed(token)
-            case EndEngine():
-                engine.end()
-            case Rerank(fit):
-                engine.rerank(fit=fit)
-            case Farewell(known, fit_only):
-                engine.goodbye(known=known, fit_only=fit_only)
-            case EndFarewell():
-                engine.end_goodbye()
-            case Yield():
-                engine.yields()
-            case Announce():
-                announcer.announce()
-            case Hush():
-                announcer.hush()
-            case Look():
-                engine.beat()
-                self._parts.plane.look()
-            case Enter(role, reason):
+            case msg.Proceed(token):
+                self._engine.proceed(token)
+            case msg.Rerank(fit):
+                self._engine.rerank(fit=fit)
+            case msg.Farewell(known, fit_only):
+                self._engine.goodbye(known=known, fit_only=fit_only)
+            case msg.Enter(role, reason):
                 self._reporter.enter(role, reason)
-            case Note():
+            case msg.Note():
                 self._reporter.note(effect)
             case _:
                 assert_never(effect)
         return True
 
+    def _look(self) -> None:
+        self._engine.beat()
+        self._plane.look()
+
     def _start(self, run: int, *, fit: bool) -> bool:
-        place = self._parts.engine.start(run, fit=fit)
+        place = self._engine.start(run, fit=fit)
         if not place:
-            self._events.appendleft(NotStarted(run))
+            self._events.appendleft(msg.NotStarted(run))
             return False
-        self._parts.plane.interface = place.interface
+        self._plane.interface = place.interface
         try:
-            self._parts.announcer.attach(place.interface)
+            self._announcer.attach(place.interface)
         except OSError:  # the interface went just now: the engine ends, and says so when it is started anew
-            self._parts.engine.end()
+            self._engine.end()
         return True
 
     def _bring_to(self, level: Level) -> bool:
         """Bring the host to a level, and ask TARGET from the VIP while that is here."""
-        plane, begin = self._parts.plane, self._loop.now()
-        held = plane.level is Level.HELD
+        plane, begin = self._plane, self._loop.now()
+        held, holds = plane.level is Level.HELD, level is Level.HELD
         if not held:
-            self._parts.engine.beat()  # else only after the lease was renewed: both end if that is not done
+            self._engine.beat()  # else only after the lease was renewed: both end if that is not done
         try:
             plane.apply(level)
         except KevipError as error:
-            if level is Level.HELD:
-                if not held:
-                    self._log.error("takeover.failed", error=str(error))
-                self._events.appendleft(Failed(held, str(error) if held else "the takeover failed"))
+            if holds and held:
+                self._events.appendleft(msg.Unfit(str(error)))
+                return False
+            if holds:
+                self._log.error("takeover.failed", error=str(error))
+                self._events.appendleft(msg.Failed("the takeover failed"))
                 return False
             hint = "the kernel removes the address when its lease ends"
             self._reporter.warn_once("release.failed", None, error=str(error), hint=hint)
-        self._parts.engine.beat()
-        holds = level is Level.HELD
+        self._engine.beat()
         if held is not holds:
-            seconds = self._loop.now() - begin
-            self._parts.watch.serves(vip=holds)
-            if holds:
-                self._reporter.record.takeovers.add(seconds)
-            event = "takeover.done" if holds else "release.done"
-            told = partial(self._log.info, event, interface=plane.interface, ms=round(seconds * 1000, 1))
-            self._loop.after(0, told)  # a hook waits
+            self._watch.serves(vip=holds)
+            self._report_move(self._loop.now() - begin, held=holds)
         return True
+
+    def _report_move(self, seconds: float, *, held: bool) -> None:
+        if held:
+            self._reporter.record.takeovers.add(seconds)
+        event = "takeover.done" if held else "release.done"
+        told = partial(self._log.info, event, interface=self._plane.interface, ms=round(seconds * 1000, 1))
+        self._loop.after(0, told)  # a hook waits
 
     # What the dataplane tells
 
     def cleared(self, *, ok: bool) -> None:
         """See ``plane.Listener``."""
-        self.tell(Cleared(ok))
+        self.tell(msg.Cleared(ok))
 
     def unfit(self, detail: str) -> None:
         """See ``plane.Listener``."""
-        self.tell(Unfit(detail))
+        self.tell(msg.Unfit(detail))
 
     def drifted(self, drifts: tuple[Drift, ...]) -> None:
         """See ``plane.Listener``."""
@@ -229,19 +189,17 @@ class Daemon:
 
     def is_led(self) -> bool:
         """Whether another host is heard as master, or was when this was asked last, two turns ago at most."""
-        return self.instance.peers.is_led(self._loop.now() - max(self._traits.patience, 2 * TICK))
+        return self.instance.peers.is_led(self._loop.now() - max(self._engine.traits.patience, 2 * TICK))
 
     def refresh(self, record: Record) -> None:
         """Bring the record up to date with what only the daemon knows."""
-        plane = self._parts.plane
-        record.interface, record.dataplane = plane.interface or record.interface, plane.backend
-        record.rules = plane.rules
-        record.peers, record.claims = self.instance.peers.advertised(), self._parts.announcer.claims
+        record.interface, record.dataplane = self._plane.interface or record.interface, self._plane.backend
+        record.rules = self._plane.rules
+        record.peers, record.claims = self.instance.peers.advertised(), self._announcer.claims
 
     def _leave(self) -> None:
         """Leave nothing behind, also when the loop ended with an error."""
-        parts = self._parts
         with ExitStack() as ends:  # each of them, whatever becomes of the others
-            for end in (parts.reporter.close, parts.plane.end, parts.announcer.detach, parts.engine.close):
+            for end in (self._reporter.close, self._plane.end, self._announcer.detach, self._engine.close):
                 ends.callback(end)
-            parts.watch.close()
+            self._watch.close()

@@ -5,7 +5,7 @@ from functools import partial
 
 from kevip.check.preflight import Host, locate, preflight
 from kevip.config import Config, Endpoint
-from kevip.daemon import STOPS, Daemon, Parts
+from kevip.daemon import STOPS, Daemon
 from kevip.dataplane import conntrack
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Plane
@@ -13,7 +13,7 @@ from kevip.dataplane.rules import Proxy
 from kevip.election.standing import UcarpEngine
 from kevip.election.ucarp import Candidacy
 from kevip.errors import HostError, KevipError
-from kevip.health.ask import Answer, ask
+from kevip.health.ask import ask
 from kevip.health.prober import PATIENCE, Judge, Prober
 from kevip.health.watch import Watch
 from kevip.host import kernel, lock, route
@@ -29,7 +29,7 @@ def serve(config: Config) -> None:
     A signal that comes before it runs is taken as soon as it does; one that comes when it has ended does nothing.
     """
     loop = Loop()
-    daemon = Daemon(loop, config.vip)
+    daemon = Daemon(loop)
     with loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
         host = preflight(config)
         kernel.drop_privileges()
@@ -73,27 +73,21 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
 
     plane = Plane(proxy, host.backend, loop, daemon, reporter.warn_once, follows=config.dataplane == "auto")
     daemon.attach(
-        Parts(
-            engine=UcarpEngine(_candidacy(config, host), loop, reporter, daemon.tell, partial(locate, config)),
-            plane=plane,
-            announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
-            watch=Watch(
-                loop,
-                daemon.tell,
-                partial(_answered, reporter),
-                judge=Judge(fall=config.check_fall, rise=config.check_rise),
-                prober=_prober(config),
-                vip=config.vip if config.target else None,
-                unrouted=partial(route.problem, config.target) if config.target else None,
-            ),
-            reporter=reporter,
-        )
+        engine=UcarpEngine(_candidacy(config, host), loop, reporter, daemon.tell, partial(locate, config)),
+        plane=plane,
+        announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
+        watch=Watch(
+            loop,
+            daemon.tell,
+            lambda answer, up: reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem),
+            judge=Judge(fall=config.check_fall, rise=config.check_rise),
+            prober=_prober(config),
+            vip=config.vip if config.target else None,
+            unrouted=partial(route.problem, config.target) if config.target else None,
+        ),
+        reporter=reporter,
     )
     return plane, reporter
-
-
-def _answered(reporter: Reporter, answer: Answer, up: bool) -> None:
-    reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem)
 
 
 def _candidacy(config: Config, host: Host) -> Candidacy:

@@ -7,12 +7,12 @@ from kevip.core.messages import (
     Apply,
     Cleared,
     Demoted,
+    Do,
     Effect,
     Elected,
     Ended,
     Event,
     Heard,
-    Hush,
     Level,
     NotStarted,
     Reason,
@@ -32,7 +32,7 @@ SLOW = Traits(interval=1.05, patience=3.05, lateness=1.1, farewell=3.5, farewell
 QUICK = Traits(interval=0.1, patience=0.4, lateness=0.0, farewell=0.5, farewell_alone=0.5)
 """An engine as quick as keepalived can be."""
 
-LETS_GO = [Hush(), Apply(Level.RULES)]
+LETS_GO = [Do.HUSH, Apply(Level.RULES)]
 HOLDS = [Apply(Level.HELD)]
 LEAVES: dict[Then, Event] = {Then.STOP: Stop(), Then.RETRY: Unfit("no"), Then.STAY: Target(reached=False)}
 """What a master is told for which it leaves."""

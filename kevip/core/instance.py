@@ -3,93 +3,39 @@
 from dataclasses import replace
 from ipaddress import IPv4Address
 from math import inf
-from typing import assert_never
 
-from kevip.core.messages import (
-    Announce,
-    Apply,
-    Cleared,
-    Demoted,
-    Effect,
-    Elected,
-    Ended,
-    EndEngine,
-    EndFarewell,
-    Enter,
-    Event,
-    Failed,
-    Farewell,
-    Heard,
-    Hush,
-    Level,
-    Look,
-    Note,
-    NotStarted,
-    Proceed,
-    Reason,
-    Rerank,
-    Role,
-    Says,
-    StartEngine,
-    Stop,
-    Target,
-    Tick,
-    Unfit,
-    What,
-    Yield,
-)
-from kevip.core.states import (
-    FIRST_PAUSE,
-    FIRST_RETRY,
-    GIVE_UP,
-    LAST_PAUSE,
-    LAST_RETRY,
-    STUCK,
-    TABLE,
-    Backup,
-    Down,
-    Engine,
-    Instance,
-    Joining,
-    Leaving,
-    Master,
-    State,
-    Stopped,
-    Then,
-    Traits,
-    check,
-    start_due,
-)
+from kevip.core import messages as msg
+from kevip.core import states
+from kevip.core.messages import Do, Level, Note, Reason, Role, Says, What
+from kevip.core.states import Backup, Down, Engine, Instance, Joining, Leaving, Master, State, Stopped, Then, Traits
 
-LEASE = 6.0
-"""Seconds that the kernel keeps the VIP after the last renewal. If kevip dies, no second holder is left behind."""
+# All in seconds.
+LEASE = 6.0  # that the kernel keeps the VIP after the last renewal: if kevip dies, no second holder is left behind
+TICK = LEASE / 3  # between renewals of the lease, and looks at what else should be so: two may come to nothing
+DRAIN = 1.0  # for which connections are still translated after the address went: neighbours may not know yet
+LOOK_AGAIN = 2.0  # before what could not be done for the host's sake is tried again
+AGREE = 1.0  # after which hosts that suffer the same have all noticed, so that none takes over for nothing
+PROMPT = 0.5  # after which a master that should have advertised is none any more
+RECENT = 5.0  # in which a goodbye leads to an election
 
-TICK = LEASE / 3
-"""Seconds between renewals of the lease, and looks at what else should be so: two may come to nothing."""
-
-DRAIN = 1.0
-"""Seconds for which connections are still translated after the address went: neighbours may not know yet."""
-
-LOOK_AGAIN = 2.0
-"""Seconds before what could not be done for the host's sake is tried again."""
-
-AGREE = 1.0
-"""Seconds after which hosts that suffer the same have all noticed, so that none takes over for nothing."""
-
-PROMPT = 0.5
-"""Seconds after which a master that should have advertised is none any more."""
-
-RECENT = 5.0
-"""Seconds in which a goodbye leads to an election."""
+_ROLES = {Backup: Role.BACKUP, Master: Role.MASTER, Leaving: Role.LEAVING}  # all others are INIT
 
 
-def step(traits: Traits, was: Instance, event: Event, now: float) -> tuple[Instance, list[Effect]]:
+def step(traits: Traits, was: Instance, event: msg.Event, now: float) -> tuple[Instance, list[msg.Effect]]:
     """Return what becomes of an instance by an event, and what is to be done, in this order."""
     turn = _Turn(traits, was, now)
     if turn.take_in(event):
-        _react(turn, event)
+        match turn.now_is.state:
+            case Down() if isinstance(event, msg.Stop):
+                turn.stop()
+            case Joining() | Backup():
+                _candidate(turn, event)
+            case Master():
+                _master(turn, event)
+            case Leaving() as state:
+                _leaving(turn, state, event)
         turn.start_if_due()
-    if flaw := check(turn.now_is):
+    if flaw := states.check(turn.now_is):
         _recover(turn, flaw)
     return turn.now_is, turn.effects
 
@@ -99,87 +45,79 @@ class _Turn:
 
     def __init__(self, traits: Traits, was: Instance, now: float) -> None:
         self.traits = traits
-        self.was = was
-        self.now_is = was
+        self.was = self.now_is = was
         self.now = now
-        self.effects: list[Effect] = []
+        self.effects: list[msg.Effect] = []
 
     def set(self, **changes: object) -> None:
         """Change attributes of the instance."""
         self.now_is = replace(self.now_is, **changes)  # type: ignore[arg-type]  # checked at its definition
 
-    def do(self, *effects: Effect) -> None:
+    def do(self, *effects: msg.Effect) -> None:
         """Have something done."""
         self.effects += effects
 
     def become(self, state: State, reason: Reason | None = None) -> None:
         """Go over to another state, with its role if a reason to tell is given."""
         edge = type(self.now_is.state), type(state)
-        if edge not in TABLE:
+        if edge not in states.TABLE:
             raise ValueError(f"no transition from {edge[0].__name__} to {edge[1].__name__}")
         self.set(state=state)
         if isinstance(state, Stopped):
             begins = self.now_is.rules_until
-            self.set(give_up=(begins if begins < inf else self.now) + GIVE_UP)
+            self.set(give_up=(begins if begins < inf else self.now) + states.GIVE_UP)
         if reason:
-            self.enter(_ROLES[type(state)], reason)
+            self.enter(_ROLES.get(type(state), Role.INIT), reason)
 
     def enter(self, role: Role, reason: Reason) -> None:
         """Tell a role that is another one."""
         if role is not self.now_is.role:
             self.set(role=role, reason=reason)
-            self.do(Enter(role, reason))
+            self.do(msg.Enter(role, reason))
 
     # What is true in every state
 
-    def take_in(self, event: Event) -> bool:
+    def take_in(self, event: msg.Event) -> bool:
         """Learn what an event says in any state; say whether it is of any interest then."""
+        now_is = self.now_is
         match event:
-            case Elected(run) | Demoted(run):
-                return run == self.now_is.run and self.now_is.engine is Engine.ON
-            case Ended(run) | NotStarted(run):
-                if run != self.now_is.run or self.now_is.engine is Engine.OFF:
+            case msg.Elected(run) | msg.Demoted(run):
+                return run == now_is.run and now_is.engine is Engine.ON
+            case msg.Ended(run) | msg.NotStarted(run):
+                if run != now_is.run or now_is.engine is Engine.OFF:
                     return False
-                self.set(engine=Engine.OFF)
-                if self.now - self.now_is.started >= LAST_RETRY:
-                    self.set(pause=FIRST_RETRY)
-            case Heard():
-                peers = self.now_is.peers.hear(event)
-                if peers is self.now_is.peers:
-                    return False
-                self.set(peers=peers)
-            case Target(reached):
-                if reached is not self.now_is.reached:
+                pause = states.FIRST_RETRY if self.now - now_is.started >= states.LAST_RETRY else now_is.pause
+                self.set(engine=Engine.OFF, pause=pause)
+            case msg.Heard():
+                self.set(peers=now_is.peers.hear(event))
+                return self.now_is.peers is not now_is.peers
+            case msg.Target(reached):
+                if reached is not now_is.reached:
                     self.set(reached=reached, reached_since=self.now)
-                self.set(fit=self.now_is.fit if reached is None else reached)
-            case Cleared(ok):
+                self.set(fit=now_is.fit if reached is None else reached)
+            case msg.Cleared(ok):
                 self._cleared(ok=ok)
-            case Tick():
+            case msg.Tick():
                 self._tick()
-            case Failed() | Unfit() | Stop():
-                pass
-            case _:
-                assert_never(event)
         return True
 
     def _tick(self) -> None:
         """Do what is due from time to time, whatever the state."""
-        now_is = self.now_is
-        if self.now >= now_is.tick:
-            self.set(tick=self.now + TICK)
+        now_is, now = self.now_is, self.now
+        if now >= now_is.tick:
+            self.set(tick=now + TICK)
             match now_is.state:
-                case Leaving(then):
-                    if then is Then.STAY and self.now - now_is.renewed < LEASE:
-                        self.hold()
-                case state:
-                    if isinstance(state, Master):
-                        self.hold()
-                    self.do(Look())
-        if now_is.level is Level.RULES and self.now >= now_is.rules_until:
+                case Master():
+                    self.hold()
+                case Leaving(then=Then.STAY) if now - now_is.renewed < LEASE:
+                    self.hold()
+            if not isinstance(now_is.state, Leaving):
+                self.do(Do.LOOK)
+        if now_is.level is Level.RULES and now >= now_is.rules_until:
             self.set(rules_until=inf)
-            self.do(Apply(Level.NONE))
-        if self.now >= now_is.give_up:
-            self.set(give_up=inf, stuck=STUCK)
+            self.do(msg.Apply(Level.NONE))
+        if now >= now_is.give_up:
+            self.set(give_up=inf, stuck=states.STUCK)
 
     def _cleared(self, *, ok: bool) -> None:
         if self.now_is.level is not Level.RULES or self.now_is.rules_until < inf:
@@ -188,14 +126,14 @@ class _Turn:
             self.set(level=Level.NONE, stuck=0)
         else:
             stuck = self.now_is.stuck + 1
-            pause = FIRST_RETRY if isinstance(self.now_is.state, Stopped) else LOOK_AGAIN * stuck
+            pause = states.FIRST_RETRY if isinstance(self.now_is.state, Stopped) else LOOK_AGAIN * stuck
             self.set(rules_until=self.now + pause, stuck=stuck)
 
     # The engine
 
     def start_if_due(self) -> None:
         """Start the engine: the only place that does."""
-        if start_due(self.traits, self.now_is) > self.now:
+        if states.start_due(self.traits, self.now_is) > self.now:
             return
         run, fit = self.now_is.run + 1, self.now_is.fit
         self.set(run=run, engine=Engine.ON, ranked_fit=fit, started=self.now)
@@ -203,28 +141,35 @@ class _Turn:
             self.set(state=replace(self.now_is.state, restart=inf))
         else:
             self.become(Joining())
-        self.do(StartEngine(run, fit))
+        self.do(msg.StartEngine(run, fit))
 
     def end_engine(self) -> None:
         """End the engine, if it runs."""
         if self.now_is.engine is Engine.ON:
             self.set(engine=Engine.ENDING)
-            self.do(EndEngine())
+            self.do(Do.END_ENGINE)
+
+    def stand_as_deserved(self) -> None:
+        """Stand as a host does that reaches TARGET, or does not."""
+        fit = self.now_is.fit
+        if fit is not self.now_is.ranked_fit:
+            self.set(ranked_fit=fit)
+            self.do(msg.Rerank(fit))
 
     def rest(self, reason: Reason, *, retry: bool = True) -> None:
         """Be out of the election: until it is time to try again, or only until the engine has ended."""
         now, pause = self.now, self.now_is.pause
         self.end_engine()
         if retry:
-            self.set(pause=min(2 * pause, LAST_RETRY))
+            self.set(pause=min(2 * pause, states.LAST_RETRY))
             self.do(Note(what=What.RETRY, seconds=pause))
-        self.become(Down(now + pause, now + FIRST_RETRY) if retry else Down(now, now), reason)
+        self.become(Down(now + pause, now + states.FIRST_RETRY) if retry else Down(now, now), reason)
 
     def stop(self) -> None:
         """Take no further part."""
         self.end_engine()
         if self.now_is.rules_until < inf:
-            self.set(rules_until=min(self.now_is.rules_until, self.now + FIRST_RETRY))
+            self.set(rules_until=min(self.now_is.rules_until, self.now + states.FIRST_RETRY))
         self.set(stuck=0)
         self.become(Stopped(), Reason.STOPPED)
 
@@ -233,14 +178,12 @@ class _Turn:
     def hold(self) -> None:
         """Have the VIP here, or renew its lease."""
         self.set(level=Level.HELD, renewed=self.now, rules_until=inf, stuck=0)
-        self.do(Apply(Level.HELD))
+        self.do(msg.Apply(Level.HELD))
 
-    def take_over(self, token: str) -> None:
-        """Serve the VIP: rules and address first, then the engine may advertise it, then the neighbours are told."""
-        self.hold()
-        self.do(Proceed(token), Announce())
-        self.become(Master(), _reason_to_be_master(self))
-        self.do(Look())
+    def let_go(self, *, drain: bool) -> None:
+        """Remove the address now, and the rules, if another host serves, when the neighbours know."""
+        self.do(Do.HUSH, msg.Apply(Level.RULES))
+        self.set(level=Level.RULES, rules_until=self.now + DRAIN if drain else self.now)
 
     def master(self) -> IPv4Address | None:
         """Return another host that is master now, as far as can be told."""
@@ -249,86 +192,71 @@ class _Turn:
     def leave(self, then: Then, reason: Reason) -> None:
         """Make a peer take over, and serve on until it does; unless one serves already, or the lease has ended."""
         self.end_engine()
-        peers = self.now_is.peers
-        heir = peers.keeper(self.now - self.traits.interval - PROMPT)
-        if heir or self.now - self.now_is.renewed >= LEASE:
+        now, traits, peers = self.now, self.traits, self.now_is.peers
+        heir = peers.keeper(now - traits.interval - PROMPT)
+        if heir or now - self.now_is.renewed >= LEASE:
             self.do(Note(what=What.FOLLOWED if heir else What.NOBODY, who=heir))
             self.go(then, heir)
             return
         known = bool(peers.advertised())
-        due = self.now + (self.traits.farewell if known else self.traits.farewell_alone)
+        due = now + (traits.farewell if known else traits.farewell_alone)
         if then is Then.STAY:
-            due = self.now + self.traits.farewell + self.traits.patience + 2 * self.traits.interval
-        self.do(Hush(), Note(what=What.LEAVING, reason=reason))
-        self.become(Leaving(then, self.now, due, self.restart(then)), reason)
-        self.do(Farewell(known=known, fit_only=then is Then.STAY))
+            due = now + traits.farewell + traits.patience + 2 * traits.interval
+        self.do(Do.HUSH, Note(what=What.LEAVING, reason=reason))
+        self.become(Leaving(then, now, due), reason)
+        self.do(msg.Farewell(known=known, fit_only=then is Then.STAY))
         self.hold()
-
-    def restart(self, then: Then) -> float:
-        """Return when a master that means to stay one stands for election again."""
-        return max(self.now, self.now_is.started + FIRST_RETRY) if then is Then.STAY else inf
 
     def go(self, then: Then, heir: IPv4Address | None) -> None:
         """Let go of the VIP, now that a peer serves it, or none will."""
         self.let_go(drain=heir is not None)
         reason = Reason.FOLLOWED if heir else Reason.NOBODY
-        match then:
-            case Then.STOP:
-                self.become(Stopped(), reason)
-            case Then.STAY if self.now_is.engine is Engine.ON:
-                self.become(Backup(), reason)
-            case Then.STAY | Then.RETRY:
-                self.rest(reason, retry=then is Then.RETRY)
-            case _:
-                assert_never(then)
-
-    def let_go(self, *, drain: bool) -> None:
-        """Remove the address now, and the rules, if another host serves, when the neighbours know."""
-        self.do(Hush(), Apply(Level.RULES))
-        self.set(level=Level.RULES, rules_until=self.now + DRAIN if drain else self.now)
-
-
-_ROLES: dict[type[State], Role] = {
-    Down: Role.INIT,
-    Joining: Role.INIT,
-    Backup: Role.BACKUP,
-    Master: Role.MASTER,
-    Leaving: Role.LEAVING,
-    Stopped: Role.INIT,
-}
-
-
-def _react(turn: _Turn, event: Event) -> None:
-    """Do what an event asks for in the state that there is."""
-    match turn.now_is.state:
-        case Down():
-            _down(turn, event)
-        case Joining() | Backup():
-            _candidate(turn, event)
-        case Master():
-            _master(turn, event)
-        case Leaving() as state:
-            _leaving(turn, state, event)
-        case Stopped():
-            pass
-        case state:
-            assert_never(state)
+        if then is Then.STOP:
+            self.become(Stopped(), reason)
+        elif then is Then.STAY and self.now_is.engine is Engine.ON:
+            self.become(Backup(), reason)
+        else:
+            self.rest(reason, retry=then is Then.RETRY)
 
 
 def _recover(turn: _Turn, flaw: str) -> None:
     """Be out of the election with nothing here, whatever went wrong; what was to be done in this step is not."""
-    retry = turn.now + LAST_RETRY
+    retry = turn.now + states.LAST_RETRY
     off = Engine.OFF in {turn.was.engine, turn.now_is.engine}
     match turn.now_is.state:
         case Stopped() | Leaving(then=Then.STOP):
             state: State = Stopped()
-            turn.set(give_up=turn.now + GIVE_UP)
+            turn.set(give_up=turn.now + states.GIVE_UP)
         case _:
             state = Down(retry, retry)
-    turn.effects = [Note(what=What.BROKEN, detail=flaw), EndEngine(), EndFarewell(), Hush(), Apply(Level.NONE)]
+    turn.effects = [
+        Note(what=What.BROKEN, detail=flaw), Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, msg.Apply(Level.NONE)
+    ]  # fmt: skip
     turn.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.RULES, rules_until=inf)
     turn.set(role=turn.was.role, reason=turn.was.reason)
     turn.enter(Role.INIT, Reason.UNFIT)
+
+
+def _candidate(turn: _Turn, event: msg.Event) -> None:
+    """Join, wait as backup, and be elected."""
+    match event:
+        case msg.Elected(token=token):  # rules and address, then the engine may advertise it, then the neighbours know
+            turn.hold()
+            turn.do(msg.Proceed(token), Do.ANNOUNCE)
+            turn.become(Master(), _reason_to_be_master(turn))
+            turn.do(Do.LOOK)
+        case msg.Demoted(token=token):
+            if isinstance(turn.now_is.state, Joining):
+                _be_backup(turn)
+            turn.do(msg.Proceed(token))
+        case msg.Ended(reason=reason):
+            turn.rest(reason, retry=reason is Reason.ENGINE)
+        case msg.NotStarted():
+            turn.become(Down(turn.now + LOOK_AGAIN, turn.now + LOOK_AGAIN), Reason.ENGINE)
+        case msg.Stop():
+            turn.stop()
+        case _:
+            turn.stand_as_deserved()
 
 
 def _reason_to_be_master(turn: _Turn) -> Reason:
@@ -350,85 +278,43 @@ def _be_backup(turn: _Turn) -> None:
     turn.become(Backup(), reason)
 
 
-def _down(turn: _Turn, event: Event) -> None:
-    if isinstance(event, Stop):
-        turn.stop()
-
-
-def _candidate(turn: _Turn, event: Event) -> None:
-    """Join, wait as backup, and be elected."""
+def _master(turn: _Turn, event: msg.Event) -> None:
     match event:
-        case Elected(token=token):
-            turn.take_over(token)
-        case Demoted(token=token):
-            if isinstance(turn.now_is.state, Joining):
-                _be_backup(turn)
-            turn.do(Proceed(token))
-        case Ended(reason=reason):
-            turn.rest(reason, retry=reason is Reason.ENGINE)
-        case NotStarted():
-            turn.become(Down(turn.now + LOOK_AGAIN, turn.now + LOOK_AGAIN), Reason.ENGINE)
-        case Stop():
-            turn.stop()
-        case _:
-            _stand_as_deserved(turn)
-
-
-def _stand_as_deserved(turn: _Turn) -> None:
-    """Stand as a host does that reaches TARGET, or does not."""
-    fit = turn.now_is.fit
-    if fit is not turn.now_is.ranked_fit:
-        turn.set(ranked_fit=fit)
-        turn.do(Rerank(fit))
-
-
-def _master(turn: _Turn, event: Event) -> None:
-    match event:
-        case Elected(token=token):
-            turn.do(Proceed(token))
-        case Demoted(token=token):
+        case msg.Elected(token=token):
+            turn.do(msg.Proceed(token))
+        case msg.Demoted(token=token):
             turn.let_go(drain=True)
             _be_backup(turn)
-            turn.do(Proceed(token))
-        case Ended(reason=reason):
+            turn.do(msg.Proceed(token))
+        case msg.Ended(reason=reason):
             turn.leave(Then.RETRY, reason)
-        case NotStarted():
+        case msg.NotStarted():
             turn.leave(Then.RETRY, Reason.ENGINE)
-        case Heard():
+        case msg.Heard():
             _rival(turn, event)
-        case Failed(held, detail):
-            _failed(turn, held=held, detail=detail)
-        case Unfit(detail):
+        case msg.Unfit(detail):
             turn.do(Note(what=What.RESIGNED, detail=detail))
             turn.leave(Then.RETRY, Reason.UNFIT)
-        case Stop():
+        case msg.Failed(detail):  # there is nothing to hand over
+            turn.do(Note(what=What.RESIGNED, detail=detail))
+            turn.let_go(drain=False)
+            turn.rest(Reason.UNFIT)
+        case msg.Stop():
             turn.leave(Then.STOP, Reason.STOPPED)
-        case Target(detail=detail):
+        case msg.Target(detail=detail):
             _weigh_target(turn, detail)
-        case _:
-            pass
 
 
-def _rival(turn: _Turn, heard: Heard) -> None:
+def _rival(turn: _Turn, heard: msg.Heard) -> None:
     """Settle at once who of two masters stays it; an engine that is late would take a second."""
     if heard.at < turn.now - turn.traits.interval - PROMPT:
         return  # the loop comes late to it: that host may be dead
     if heard.says is Says.STAYS and heard.preferred:
-        turn.do(Note(what=What.YIELDED, who=heard.source), Yield())
+        turn.do(Note(what=What.YIELDED, who=heard.source), Do.YIELD)
         turn.let_go(drain=True)
         turn.rest(Reason.YIELDED, retry=False)
     elif heard.says is not Says.LEAVES:
-        turn.do(Note(what=What.RIVAL, who=heard.source), Announce())
-
-
-def _failed(turn: _Turn, *, held: bool, detail: str) -> None:
-    """Hand over what cannot be kept; a takeover that failed has nothing to hand over."""
-    turn.do(Note(what=What.RESIGNED, detail=detail))
-    if held:
-        turn.leave(Then.RETRY, Reason.UNFIT)
-    else:
-        turn.let_go(drain=False)
-        turn.rest(Reason.UNFIT)
+        turn.do(Note(what=What.RIVAL, who=heard.source), Do.ANNOUNCE)
 
 
 def _weigh_target(turn: _Turn, detail: str) -> None:
@@ -438,42 +324,40 @@ def _weigh_target(turn: _Turn, detail: str) -> None:
     """
     now_is, now = turn.now_is, turn.now
     if now_is.reached is not False:
-        _stand_as_deserved(turn)
+        turn.stand_as_deserved()
         return
     if now < max(now_is.resign_from, now_is.reached_since + AGREE):
         return
-    fresh = now > now_is.resign_from + LAST_PAUSE
-    pause = FIRST_PAUSE if fresh else min(2 * now_is.resign_pause, LAST_PAUSE)
+    fresh = now > now_is.resign_from + states.LAST_PAUSE
+    pause = states.FIRST_PAUSE if fresh else min(2 * now_is.resign_pause, states.LAST_PAUSE)
     turn.set(resign_pause=pause, resign_from=now + pause)
     if detail:
         turn.do(Note(what=What.RESIGNED, detail=detail))
     turn.leave(Then.STAY, Reason.TARGET)
 
 
-def _leaving(turn: _Turn, state: Leaving, event: Event) -> None:
+def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
     match event:
-        case Heard(source, Says.STAYS, at) if at >= state.since:
+        case msg.Heard(source, Says.STAYS, at) if at >= state.since:
             _end_leaving(turn, state, source)
-        case Elected(token=token):
+        case msg.Elected(token=token):
             turn.hold()
-            turn.do(EndFarewell(), Proceed(token), Note(what=What.KEPT), Announce())
+            turn.do(Do.END_FAREWELL, msg.Proceed(token), Note(what=What.KEPT), Do.ANNOUNCE)
             turn.become(Master(), Reason.KEPT)
-        case Demoted(token=token):
-            turn.do(Proceed(token))
-        case Ended():
-            turn.set(state=replace(state, restart=turn.restart(state.then)))
-        case NotStarted():
-            turn.set(state=replace(state, restart=turn.now + LOOK_AGAIN if state.then is Then.STAY else inf))
-        case Failed(held=False):
+        case msg.Demoted(token=token):
+            turn.do(msg.Proceed(token))
+        case msg.Ended() if state.then is Then.STAY:
+            turn.set(state=replace(state, restart=max(turn.now, turn.now_is.started + states.FIRST_RETRY)))
+        case msg.NotStarted() if state.then is Then.STAY:
+            turn.set(state=replace(state, restart=turn.now + LOOK_AGAIN))
+        case msg.Failed():
             _end_leaving(turn, state, None)
-        case Stop():
+        case msg.Stop():
             _leave_for(turn, state, Then.STOP)
-        case Failed() | Unfit():
+        case msg.Unfit():
             _leave_for(turn, state, Then.RETRY if state.then is Then.STAY else state.then)
-        case Tick() if turn.now >= state.due:
+        case msg.Tick() if turn.now >= state.due:
             _end_leaving(turn, state, None)
-        case _:
-            pass
 
 
 def _leave_for(turn: _Turn, state: Leaving, then: Then) -> None:
@@ -483,11 +367,10 @@ def _leave_for(turn: _Turn, state: Leaving, then: Then) -> None:
         return
     turn.end_engine()
     turn.set(state=Leaving(then, state.since, turn.now + turn.traits.farewell))
-    turn.do(Farewell())
+    turn.do(msg.Farewell())
 
 
 def _end_leaving(turn: _Turn, state: Leaving, heir: IPv4Address | None) -> None:
-    seconds = turn.now - state.since
     what = What.FOLLOWED if heir else What.NOBODY
-    turn.do(EndFarewell(), Note(what=what, who=heir, seconds=seconds))
+    turn.do(Do.END_FAREWELL, Note(what=what, who=heir, seconds=turn.now - state.since))
     turn.go(state.then, heir)

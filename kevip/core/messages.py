@@ -1,19 +1,17 @@
 """Events in, effects out: the whole vocabulary of the core. Times are seconds of a clock that only goes forward."""
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum, auto
+from enum import Enum, IntEnum, StrEnum, auto
 from ipaddress import IPv4Address
 
 
 class Role(StrEnum):
     """The part that a host has in the election."""
 
-    INIT = auto()
-    """It takes no part yet, or not any more."""
+    INIT = auto()  # it takes no part yet, or not any more
     BACKUP = auto()
     MASTER = auto()
-    LEAVING = auto()
-    """A master that serves on until a peer has taken over."""
+    LEAVING = auto()  # a master that serves on until a peer has taken over
 
 
 class Reason(StrEnum):
@@ -32,8 +30,7 @@ class Reason(StrEnum):
     LATE = auto()
     FOLLOWED = auto()
     NOBODY = auto()
-    ENGINE = "ucarp"
-    """The engine ended, or does not advertise."""
+    ENGINE = "ucarp"  # it ended, or does not advertise
     UNFIT = auto()
     TARGET = auto()
     KEPT = auto()
@@ -50,12 +47,9 @@ class Level(IntEnum):
 class Says(StrEnum):
     """What a host says of itself by advertising."""
 
-    STAYS = auto()
-    """It is master, and means to stay it."""
-    YIELDS = auto()
-    """It was master, and lets go at once, for the one that it has heard."""
-    LEAVES = auto()
-    """It serves on only until another one does."""
+    STAYS = auto()  # it is master, and means to stay it
+    YIELDS = auto()  # it was master, and lets go at once, for the one that it has heard
+    LEAVES = auto()  # it serves on only until another one does
 
 
 # Events. ``run`` numbers the engine's runs: what an earlier one says is stale.
@@ -104,9 +98,8 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The host could not be brought to hold the VIP, or be kept so: ``held`` says that it may still be here."""
+    """The host could not be brought to hold the VIP: the takeover came to nothing."""
 
-    held: bool = False
     detail: str = ""
 
 
@@ -119,7 +112,7 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """The host cannot serve as it is."""
+    """The host cannot serve as it is, or its lease could not be renewed; the VIP may still be here."""
 
     detail: str
 
@@ -148,17 +141,23 @@ Event = Elected | Demoted | Ended | NotStarted | Heard | Failed | Cleared | Unfi
 # Effects, to be applied in the order given; one that fails is the last of its batch.
 
 
+class Do(Enum):
+    """Effects that are said by their name."""
+
+    END_ENGINE = auto()  # at once: it advertises no more
+    END_FAREWELL = auto()  # say no more goodbyes
+    YIELD = auto()  # say once that this host was master, and lets go
+    ANNOUNCE = auto()  # tell the neighbours that the VIP is here, from now on
+    HUSH = auto()  # announce no more
+    LOOK = auto()  # see whether the host is as it should be, beside the loop
+
+
 @dataclass(frozen=True, slots=True)
 class StartEngine:
     """Stand for election; not ``fit``: as one that should be master only if no other one can."""
 
     run: int
     fit: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class EndEngine:
-    """End the engine at once: it advertises no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,36 +182,11 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """See whether the host is as it should be, beside the loop."""
-
-
-@dataclass(frozen=True, slots=True)
 class Farewell:
     """Make a peer take over: in stages, preferred ones first, if any are ``known``; only those that are fit, or all."""
 
     known: bool = False
     fit_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EndFarewell:
-    """Say no more goodbyes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Yield:
-    """Say once that this host was master, and lets go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Tell the neighbours that the VIP is here, from now on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hush:
-    """Announce no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +222,4 @@ class Note:
     detail: str = ""
 
 
-Effect = (
-    StartEngine | EndEngine | Rerank | Proceed | Apply | Look | Farewell | EndFarewell | Yield | Announce | Hush | Enter
-    | Note
-)  # fmt: skip
+Effect = Do | StartEngine | Rerank | Proceed | Apply | Farewell | Enter | Note

@@ -7,41 +7,28 @@ is ``Leaving`` until another host is heard that has taken over; ``Stopped`` is f
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
-from typing import assert_never
 
 from kevip.core.messages import Level, Reason, Role
 from kevip.core.peers import NOBODY, Peers
 
+# Seconds before the engine is started again after a failure: doubled each time, forgotten once it ran for the longest.
+# Where nobody is heard to be master, the shortest is enough.
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
-"""Seconds before the engine is started again after a failure: doubled each time, forgotten once it ran for the longest.
-
-Where nobody is heard to be master, the shortest is enough.
-"""
-
+# Seconds after a handover for TARGET's sake before the next: doubled each time, forgotten after the longest.
 FIRST_PAUSE, LAST_PAUSE = 60.0, 3600.0
-"""Seconds after a handover for TARGET's sake before the next: doubled each time, forgotten after the longest."""
-
-STUCK = 3
-"""How often rules that cannot be removed are tried again during a stop."""
-
-GIVE_UP = 4.5
-"""Seconds that a stop waits for rules to be removed, by programs that may wait 4 s for a lock, or hang."""
+STUCK = 3  # how often rules that cannot be removed are tried again during a stop
+GIVE_UP = 4.5  # seconds that a stop waits for rules to be removed, by programs that may wait 4 s for a lock, or hang
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What has to be known of an engine. Times in seconds.
+    """What has to be known of an engine. Times in seconds."""
 
-    ``interval`` is the time between its adverts, ``patience`` that after which it takes a silent master for dead, and
-    ``lateness`` by how much it may be late to know of an advert. ``farewell`` and ``farewell_alone`` are how long a
-    goodbye takes until a peer has acted on it, with and without stages.
-    """
-
-    interval: float
-    patience: float
-    lateness: float
-    farewell: float
-    farewell_alone: float
+    interval: float  # between its adverts
+    patience: float  # after which it takes a silent master for dead
+    lateness: float  # by how much it may be late to know of an advert
+    farewell: float  # that a goodbye takes until a peer has acted on it, in stages
+    farewell_alone: float  # and without stages
 
 
 class Engine(Enum):
@@ -57,8 +44,7 @@ class Then(Enum):
 
     STOP = auto()
     RETRY = auto()
-    STAY = auto()
-    """It stands for election meanwhile: if nobody that is fit takes over, it stays master."""
+    STAY = auto()  # it stands for election meanwhile: if nobody that is fit takes over, it stays master
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +87,7 @@ class Stopped:
 
 State = Down | Joining | Backup | Master | Leaving | Stopped
 
+# From, to: why. ``step`` refuses what is not here, and the picture in docs/how-it-works.md is drawn from it.
 TABLE: dict[tuple[type[State], type[State]], str] = {
     (Down, Joining): "due: the engine is started",
     (Down, Stopped): "stop",
@@ -120,38 +107,30 @@ TABLE: dict[tuple[type[State], type[State]], str] = {
     (Leaving, Down): "another one serves, or nobody in time",
     (Leaving, Stopped): "stop: another one serves, or nobody in time",
 }
-"""From, to: why. ``step`` refuses what is not here, and the picture in docs/how-it-works.md is drawn from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One election as this host sees it.
-
-    ``run`` numbers the engine's runs, ``started`` is when the last one began, ``ranked_fit`` how it stands. ``level``
-    is what the host was brought to, ``renewed`` when the lease began anew; rules that drain go at ``rules_until``, and
-    ``stuck`` times that has failed; a stop waits for that until ``give_up``. ``reached`` is the last word on TARGET,
-    ``fit`` the last that was known. ``pause`` comes after the next failure, ``resign_from`` and ``resign_pause`` limit
-    handovers for TARGET's sake.
-    """
+    """One election as this host sees it."""
 
     state: State = Down(-inf, -inf)
     role: Role = Role.INIT
     reason: Reason = Reason.STARTED
     engine: Engine = Engine.OFF
-    run: int = 0
-    started: float = -inf
-    ranked_fit: bool = True
-    level: Level = Level.NONE
-    renewed: float = -inf
-    rules_until: float = inf
-    stuck: int = 0
-    give_up: float = inf
+    run: int = 0  # numbers the engine's runs
+    started: float = -inf  # when the last one began
+    ranked_fit: bool = True  # how the engine stands
+    level: Level = Level.NONE  # what the host was brought to
+    renewed: float = -inf  # when the lease began anew
+    rules_until: float = inf  # when rules go that drain
+    stuck: int = 0  # times that this has failed
+    give_up: float = inf  # until when a stop waits for it
     peers: Peers = NOBODY
-    reached: bool | None = None
+    reached: bool | None = None  # the last word on TARGET
     reached_since: float = -inf
-    fit: bool = True
-    pause: float = FIRST_RETRY
-    resign_from: float = -inf
+    fit: bool = True  # the last that was known of TARGET
+    pause: float = FIRST_RETRY  # after the next failure
+    resign_from: float = -inf  # when the VIP may be handed over again for TARGET's sake
     resign_pause: float = FIRST_PAUSE
     tick: float = -inf
 
@@ -170,13 +149,12 @@ def is_over(instance: Instance) -> bool:
 
 def start_due(traits: Traits, instance: Instance) -> float:
     """Return when the engine is to be started."""
-    if instance.engine is not Engine.OFF:
-        return inf
-    match instance.state:
-        case Down(due, soonest):
-            return min(due, max(soonest, instance.peers.silence(traits.patience)))
-        case Leaving():
-            return instance.state.restart
+    if instance.engine is Engine.OFF:
+        match instance.state:
+            case Down(due, soonest):
+                return min(due, max(soonest, instance.peers.silence(traits.patience)))
+            case Leaving(restart=restart):
+                return restart
     return inf
 
 
@@ -186,14 +164,10 @@ def check(instance: Instance) -> str:
     match state:
         case Master():
             well = held and engine is Engine.ON
-        case Leaving(then=Then.STAY):
-            well = held
-        case Leaving():
-            well = held and engine is not Engine.ON
+        case Leaving(then):
+            well = held and (then is Then.STAY or engine is not Engine.ON)
         case Joining() | Backup():
             well = not held and engine is Engine.ON
-        case Down() | Stopped():
-            well = not held and engine is not Engine.ON
         case _:
-            assert_never(state)
+            well = not held and engine is not Engine.ON
     return "" if well else f"{type(state).__name__}, engine {engine.name}, level {instance.level.name}"

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from kevip.core.messages import Role
-from kevip.daemon import STOPS, Daemon, Parts
+from kevip.daemon import STOPS, Daemon
 from kevip.dataplane import plane, select
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
@@ -54,7 +54,7 @@ class Simulated:
         host, process = self.host, self.host.node.process
         if process:
             process.sleep(_IMPORTS)
-        daemon = Daemon(self.loop, VIP)  # type: ignore[arg-type]  # it has the same methods
+        daemon = Daemon(self.loop)  # type: ignore[arg-type]  # it has the same methods
         with self.loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
             try:
                 if process:
@@ -90,21 +90,19 @@ class Simulated:
             told.answered(up=up, seconds=answer.seconds, problem=answer.problem)
 
         daemon.attach(
-            Parts(
-                engine=self.engine(given, told, daemon),
-                plane=made,
-                announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
-                watch=Watch(
-                    loop,  # type: ignore[arg-type]
-                    daemon.tell,
-                    answered,
-                    judge=Judge(fall=int(fall), rise=int(rise)),
-                    prober=Prober(host, interval=interval) if question else None,  # type: ignore[arg-type]
-                    vip=VIP,
-                    unrouted=lambda: "" if host.route and host.link == "up" else "no route",
-                ),
-                reporter=told,
-            )
+            engine=self.engine(given, told, daemon),
+            plane=made,
+            announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
+            watch=Watch(
+                loop,  # type: ignore[arg-type]
+                daemon.tell,
+                answered,
+                judge=Judge(fall=int(fall), rise=int(rise)),
+                prober=Prober(host, interval=interval) if question else None,  # type: ignore[arg-type]
+                vip=VIP,
+                unrouted=lambda: "" if host.route and host.link == "up" else "no route",
+            ),
+            reporter=told,
         )
 
 

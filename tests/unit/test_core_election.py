@@ -7,18 +7,15 @@ from dialogue import HOLDS, LETS_GO, PEER, SLOW, Host, backup, joining, master, 
 
 from kevip.core.instance import LOOK_AGAIN, TICK
 from kevip.core.messages import (
-    Announce,
     Apply,
     Demoted,
+    Do,
     Elected,
     Ended,
-    EndEngine,
     Enter,
     Failed,
     Farewell,
-    Hush,
     Level,
-    Look,
     Note,
     NotStarted,
     Proceed,
@@ -30,7 +27,6 @@ from kevip.core.messages import (
     Tick,
     Unfit,
     What,
-    Yield,
 )
 from kevip.core.states import (
     FIRST_RETRY,
@@ -69,7 +65,7 @@ def backing_off() -> Host:
 def test_a_host_stands_for_election_at_once() -> None:
     host = Host()
     assert next_due(SLOW, host.instance) == -inf
-    assert host.tell(Tick()) == [Look(), StartEngine(1)]
+    assert host.tell(Tick()) == [Do.LOOK, StartEngine(1)]
     assert host.state == Joining()
     assert host.instance.role is Role.INIT
 
@@ -116,7 +112,7 @@ def test_what_an_earlier_run_of_the_engine_says_is_stale() -> None:
 
 def test_what_an_engine_says_that_is_being_ended_is_stale_but_for_its_end() -> None:
     host = backup()
-    assert host.tell(Stop()) == [EndEngine(), Enter(Role.INIT, Reason.STOPPED)]
+    assert host.tell(Stop()) == [Do.END_ENGINE, Enter(Role.INIT, Reason.STOPPED)]
     assert host.tell(Elected(1, "up"), Demoted(1, "down")) == []
     assert not is_over(host.instance)
     host.ended()
@@ -170,7 +166,7 @@ def test_an_engine_that_was_ended_to_be_started_anew_is_so_at_once() -> None:
 def test_a_backup_that_is_elected_serves_before_it_advertises() -> None:
     host = backup()
     assert host.elected("up") == [
-        *HOLDS, Proceed("up"), Announce(), Enter(Role.MASTER, Reason.ALONE), Look()
+        *HOLDS, Proceed("up"), Do.ANNOUNCE, Enter(Role.MASTER, Reason.ALONE), Do.LOOK
     ]  # fmt: skip
     assert host.state == Master()
 
@@ -202,7 +198,7 @@ def test_a_takeover_that_failed_is_undone_and_tried_again() -> None:
     host.elected()
     assert host.tell(Failed(detail="iptables")) == [
         Note(what=What.RESIGNED, detail="iptables"), *LETS_GO,
-        EndEngine(), Note(what=What.RETRY, seconds=FIRST_RETRY), Enter(Role.INIT, Reason.UNFIT),
+        Do.END_ENGINE, Note(what=What.RETRY, seconds=FIRST_RETRY), Enter(Role.INIT, Reason.UNFIT),
     ]  # fmt: skip
     assert Apply(Level.NONE) in host.wait(0)
     host.ended()
@@ -225,12 +221,12 @@ def test_a_host_that_is_elected_and_told_to_stop_in_one_batch_says_goodbye() -> 
 def test_a_master_renews_its_lease_and_looks_at_the_host() -> None:
     host = master()
     host.tell(Tick())
-    assert host.wait(3 * TICK) == [*HOLDS, Look()] * 3
+    assert host.wait(3 * TICK) == [*HOLDS, Do.LOOK] * 3
 
 
 def test_a_backup_looks_at_the_host() -> None:
     host = backup()
-    assert host.wait(2 * TICK) == [Look()] * 2
+    assert host.wait(2 * TICK) == [Do.LOOK] * 2
 
 
 def test_a_master_whose_engine_is_backup_lets_go_before_it_answers() -> None:
@@ -247,9 +243,9 @@ def test_a_master_yields_at_once_to_one_that_is_preferred() -> None:
     host = master()
     assert host.hears(Says.STAYS, preferred=True) == [
         Note(what=What.YIELDED, who=PEER),
-        Yield(),
+        Do.YIELD,
         *LETS_GO,
-        EndEngine(),
+        Do.END_ENGINE,
         Enter(Role.INIT, Reason.YIELDED),
     ]
     assert host.ended() == [StartEngine(2)]
@@ -259,7 +255,7 @@ def test_a_master_yields_at_once_to_one_that_is_preferred() -> None:
 @pytest.mark.parametrize(("says", "preferred"), [(Says.STAYS, False), (Says.YIELDS, False), (Says.YIELDS, True)])
 def test_a_master_announces_itself_when_a_rival_is_heard_that_is_not_preferred(says: Says, *, preferred: bool) -> None:
     host = master()
-    assert host.hears(says, preferred=preferred) == [Note(what=What.RIVAL, who=PEER), Announce()]
+    assert host.hears(says, preferred=preferred) == [Note(what=What.RIVAL, who=PEER), Do.ANNOUNCE]
     assert host.state == Master()
 
 
@@ -269,7 +265,7 @@ def test_a_master_does_not_mind_one_that_leaves() -> None:
 
 def test_a_master_that_cannot_be_kept_hands_over() -> None:
     host = master()
-    assert host.tell(Failed(held=True, detail="ip"))[:1] == [Note(what=What.RESIGNED, detail="ip")]
+    assert host.tell(Unfit("ip"))[:1] == [Note(what=What.RESIGNED, detail="ip")]
     assert host.instance.reason is Reason.UNFIT
     assert serves(host)
 
@@ -278,8 +274,8 @@ def test_a_host_that_cannot_serve_hands_over() -> None:
     host = master()
     assert host.tell(Unfit("no forwarding")) == [
         Note(what=What.RESIGNED, detail="no forwarding"),
-        EndEngine(),
-        Hush(),
+        Do.END_ENGINE,
+        Do.HUSH,
         Note(what=What.LEAVING, reason=Reason.UNFIT),
         Enter(Role.LEAVING, Reason.UNFIT),
         Farewell(),
@@ -289,7 +285,7 @@ def test_a_host_that_cannot_serve_hands_over() -> None:
 
 def test_a_backup_is_not_asked_what_only_a_master_must_be_able_to() -> None:
     host = backup()
-    assert host.tell(Unfit("no"), Failed(held=True)) == []
+    assert host.tell(Unfit("no"), Unfit("ip")) == []
     assert host.state == Backup()
 
 

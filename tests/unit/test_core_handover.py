@@ -6,12 +6,10 @@ from dialogue import HOLDS, LETS_GO, OTHER, PEER, SLOW, leave, leaving, master, 
 from kevip.core.instance import DRAIN, LEASE
 from kevip.core.messages import (
     Apply,
-    EndEngine,
-    EndFarewell,
+    Do,
     Enter,
     Failed,
     Farewell,
-    Hush,
     Level,
     Note,
     Proceed,
@@ -32,8 +30,8 @@ from kevip.core.states import (
 )
 
 TOLD_TO_STOP = [
-    EndEngine(),
-    Hush(),
+    Do.END_ENGINE,
+    Do.HUSH,
     Note(what=What.LEAVING, reason=Reason.STOPPED),
     Enter(Role.LEAVING, Reason.STOPPED),
 ]
@@ -47,7 +45,7 @@ def test_a_master_that_stops_serves_on_until_another_one_is_heard() -> None:
     host.ended()
     assert host.wait(1) == []
     assert host.hears(Says.STAYS) == [
-        EndFarewell(),
+        Do.END_FAREWELL,
         Note(what=What.FOLLOWED, who=PEER, seconds=1),
         *LETS_GO,
         Enter(Role.INIT, Reason.FOLLOWED),
@@ -133,7 +131,7 @@ def test_a_host_that_has_fallen_silent_serves_no_more() -> None:
 def test_a_host_whose_lease_has_ended_has_nothing_to_hand_over() -> None:
     host = master()
     assert host.tell(Stop(), after=LEASE) == [
-        EndEngine(), Note(what=What.NOBODY), *LETS_GO, Enter(Role.INIT, Reason.NOBODY)
+        Do.END_ENGINE, Note(what=What.NOBODY), *LETS_GO, Enter(Role.INIT, Reason.NOBODY)
     ]  # fmt: skip
     assert host.state == Stopped()
 
@@ -158,7 +156,7 @@ def test_a_leaving_master_that_is_told_to_stop_does() -> None:
 
 def test_a_stopping_master_that_cannot_serve_stops_nevertheless() -> None:
     host = leaving(Then.STOP)
-    host.tell(Unfit("no"), Failed(held=True))
+    host.tell(Unfit("no"), Unfit("ip"))
     host.hears(Says.STAYS)
     assert host.state == Stopped()
 
@@ -166,7 +164,7 @@ def test_a_stopping_master_that_cannot_serve_stops_nevertheless() -> None:
 def test_a_leaving_master_that_has_lost_the_address_lets_go() -> None:
     host = leaving(Then.STOP)
     assert host.tell(Failed()) == [
-        EndFarewell(), Note(what=What.NOBODY), *LETS_GO, Enter(Role.INIT, Reason.NOBODY)
+        Do.END_FAREWELL, Note(what=What.NOBODY), *LETS_GO, Enter(Role.INIT, Reason.NOBODY)
     ]  # fmt: skip
 
 

@@ -62,5 +62,5 @@ def test_who_said_goodbye_is_no_peer_to_leave_to_until_it_is_heard_again() -> No
 def test_those_heard_last_are_remembered() -> None:
     many = [IPv4Address("198.51.100.0") + number for number in range(MANY)]
     peers = hear((PEER, Says.STAYS, 0), *((who, Says.STAYS, 1) for who in many), (many[0], Says.STAYS, 2))
-    assert {who for who, _ in peers.words} == set(many)
-    assert next(reversed(peers.words))[0] == many[0]
+    assert {word.source for word, _ in peers.words} == set(many)
+    assert next(reversed(peers.words))[0].source == many[0]

@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kevip.core import instance as core
+from kevip.core import states
 from kevip.core.instance import AGREE
 from kevip.core.messages import (
     Apply,
     Cleared,
     Demoted,
+    Do,
     Effect,
     Elected,
     Ended,
-    EndEngine,
     Enter,
     Event,
     Failed,
@@ -67,7 +68,7 @@ ENGINE: list[Act] = [
 ]
 HOST: list[Act] = [
     _any(Failed()),
-    _any(Failed(held=True, detail="ip")),
+    _any(Unfit("ip")),
     _any(Cleared()),
     _any(Cleared(ok=False)),
     _any(Unfit("no")),
@@ -159,7 +160,7 @@ def test_an_engine_is_started_only_where_none_runs(traits: Traits, script: Scrip
         if started:
             assert started == [step.was.run + 1]
             assert step.was.engine is Engine.OFF or isinstance(step.event, Ended | NotStarted)
-        assert EndEngine() not in step.effects or step.was.engine is Engine.ON
+        assert Do.END_ENGINE not in step.effects or step.was.engine is Engine.ON
         if any(isinstance(effect, Rerank) for effect in step.effects):
             assert step.was.engine is Engine.ON
 
@@ -243,7 +244,7 @@ def test_each_row_of_the_table_is_reached(monkeypatch: pytest.MonkeyPatch) -> No
             seen.add(edge)
             return edge in TABLE
 
-    monkeypatch.setattr(core, "TABLE", Watched())
+    monkeypatch.setattr(states, "TABLE", Watched())
     random = Random(1)  # noqa: S311 - no secret is made of it
     for number in range(500):
         acts = [*random.choice(BEGINS), *(random.choice(random.choice([ENGINE, HOST, WIRE])) for _ in range(30))]

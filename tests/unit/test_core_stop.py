@@ -10,12 +10,10 @@ from kevip.core.instance import DRAIN, step
 from kevip.core.messages import (
     Apply,
     Cleared,
+    Do,
     Ended,
-    EndEngine,
-    EndFarewell,
     Enter,
     Failed,
-    Hush,
     Level,
     Note,
     Reason,
@@ -53,7 +51,7 @@ def test_a_host_that_holds_nothing_stops_at_once(host: Host) -> None:
     was_on = host.instance.engine is Engine.ON
     effects = host.tell(Stop())
     assert host.state == Stopped()
-    assert effects.count(EndEngine()) == was_on
+    assert effects.count(Do.END_ENGINE) == was_on
     host.ended()
     assert is_over(host.instance)
 
@@ -130,7 +128,7 @@ def test_rules_that_were_cleared_before_they_were_installed_again_are_there() ->
 
 
 def test_a_transition_that_is_not_in_the_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kevip.core.instance.TABLE", TABLE.keys() - {(Backup, Stopped)})
+    monkeypatch.setattr("kevip.core.states.TABLE", TABLE.keys() - {(Backup, Stopped)})
     with pytest.raises(ValueError, match="no transition from Backup to Stopped"):
         backup().tell(Stop())
 
@@ -149,7 +147,7 @@ def test_a_transition_that_is_not_in_the_table_is_refused(monkeypatch: pytest.Mo
 )
 def test_a_host_that_is_not_as_it_must_be_leaves_the_election_with_nothing_here(flawed: Instance) -> None:
     now_is, effects = step(SLOW, replace(flawed, tick=inf), Tick(), 100)
-    assert effects[1:5] == [EndEngine(), EndFarewell(), Hush(), Apply(Level.NONE)]
+    assert effects[1:5] == [Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, Apply(Level.NONE)]
     assert isinstance(effects[0], Note)
     assert effects[0].what is What.BROKEN
     assert effects[0].detail

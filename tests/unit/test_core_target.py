@@ -6,16 +6,12 @@ from dialogue import HOLDS, SLOW, Host, backup, joining, leaving, master
 
 from kevip.core.instance import AGREE, LEASE, LOOK_AGAIN
 from kevip.core.messages import (
-    Announce,
     Apply,
+    Do,
     Effect,
-    EndEngine,
-    EndFarewell,
     Enter,
     Farewell,
-    Hush,
     Level,
-    Look,
     Note,
     Proceed,
     Reason,
@@ -59,8 +55,8 @@ def test_a_master_that_does_not_reach_target_lets_fit_peers_take_over_and_stands
     host = master()
     assert unreached(host, "no route") == [
         Note(what=What.RESIGNED, detail="no route"),
-        EndEngine(),
-        Hush(),
+        Do.END_ENGINE,
+        Do.HUSH,
         Note(what=What.LEAVING, reason=Reason.TARGET),
         Enter(Role.LEAVING, Reason.TARGET),
         Farewell(fit_only=True),
@@ -68,7 +64,7 @@ def test_a_master_that_does_not_reach_target_lets_fit_peers_take_over_and_stands
     ]
     assert host.ended() == [StartEngine(2, fit=False)]
     assert host.demoted() == [Proceed("down")]
-    assert Look() not in host.wait(0)
+    assert Do.LOOK not in host.wait(0)
 
 
 def test_a_master_stays_if_nobody_that_reaches_target_takes_over() -> None:
@@ -76,7 +72,7 @@ def test_a_master_stays_if_nobody_that_reaches_target_takes_over() -> None:
     assert host.wait(SLOW.patience).count(Apply(Level.HELD)) == 2
     assert host.elected("up") == [
         *HOLDS,
-        EndFarewell(), Proceed("up"), Note(what=What.KEPT), Announce(), Enter(Role.MASTER, Reason.KEPT)
+        Do.END_FAREWELL, Proceed("up"), Note(what=What.KEPT), Do.ANNOUNCE, Enter(Role.MASTER, Reason.KEPT)
     ]  # fmt: skip
     assert host.state == Master()
 
@@ -117,7 +113,7 @@ def test_an_engine_of_one_that_would_stay_is_started_at_most_once_a_second() -> 
 
 def test_a_master_that_would_stay_and_is_told_to_stop_says_goodbye_to_all() -> None:
     host = leaving(Then.STAY)
-    assert host.tell(Stop(), after=1) == [EndEngine(), Farewell()]
+    assert host.tell(Stop(), after=1) == [Do.END_ENGINE, Farewell()]
     host.ended()
     assert Enter(Role.INIT, Reason.NOBODY) in host.wait(SLOW.farewell)
     assert host.state == Stopped()
@@ -125,7 +121,7 @@ def test_a_master_that_would_stay_and_is_told_to_stop_says_goodbye_to_all() -> N
 
 def test_a_master_that_would_stay_and_cannot_serve_says_goodbye_to_all() -> None:
     host = leaving(Then.STAY)
-    assert host.tell(Unfit("no"), after=1) == [EndEngine(), Farewell()]
+    assert host.tell(Unfit("no"), after=1) == [Do.END_ENGINE, Farewell()]
     host.ended()
     host.wait(SLOW.farewell)
     assert isinstance(host.state, Down)
