@@ -4,7 +4,7 @@ Each direction has a socket of its own: what others send, forged or not, cannot 
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 from random import SystemRandom
 
@@ -23,16 +23,13 @@ class Adverts:
     """
 
     def __init__(self, interface: str, source: IPv4Address, group: Group) -> None:
-        self._source = source
-        self._group = group
+        self._source, self._group = source, group
         with ExitStack() as parts:
             self.others, self.own = (
-                Wire(interface, wire.adverts(PROTOCOL, GROUP, group.vhid, outgoing=outgoing))
-                for outgoing in (False, True)
+                parts.enter_context(closing(Wire(interface, wire.adverts(PROTOCOL, GROUP, group.vhid, outgoing=out))))
+                for out in (False, True)
             )
-            parts.callback(self.others.close)
-            parts.callback(self.own.close)
-            self._parts = parts.pop_all()
+            self.close = parts.pop_all().close
 
     def hear(self) -> Iterator[tuple[float, Advert | BadAdvertError]]:
         """Yield the adverts of others that came, and what was none, with their times."""
@@ -45,12 +42,10 @@ class Adverts:
     def _parsed(self, packets: Wire) -> Iterator[tuple[float, Advert | BadAdvertError]]:
         for at, packet in packets.hear():
             try:
-                advert = parse(self._group, wire.payload(packet))
+                if advert := parse(self._group, wire.payload(packet)):
+                    yield at, advert
             except BadAdvertError as error:
                 yield at, error
-                continue
-            if advert:
-                yield at, advert
 
     def send(self, interval: Interval, *, broadcast: bool) -> None:
         """Send an advert with an interval, which may be one that makes backups take over; raises OSError."""
@@ -60,7 +55,3 @@ class Adverts:
             source=_CARP_MAC + self._group.vhid.to_bytes(),
             packet=build(self._group, advert),
         )
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._parts.close()

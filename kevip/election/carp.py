@@ -19,30 +19,32 @@ PROTOCOL = 112
 TTL = 255
 
 _VERSION, _TYPE, _AUTHLEN = 2, 1, 7
+_KIND = _VERSION << 4 | _TYPE
 _PAYLOAD = struct.Struct("!BBBBBBHQ20s")
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _LOW_DELAY, _DONT_FRAGMENT = 0x10, 0x4000
+FLAWS = ("truncated", "malformed", "version", "ttl", "checksum", "digest")  # what can be wrong with an advert
+
+# The longest interval. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.
 MOST_BASE, MOST_SKEW = 255, 254
-"""The longest interval. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp."""
+UNFIT = 204  # added to the skew of a host that should be master only if no other one can
 
-
-FLAWS = ("truncated", "malformed", "version", "ttl", "checksum", "digest")
-"""What can be wrong with an advert."""
+# How a goodbye is said; in seconds since its beginning, or of the stage before.
+_STAGES = ((0.0, 9), (0.5, 17))  # when backups take over with a skew below that: thirds of the default range, 1 to 25
+_REPEATED = 0.5  # when a stage is said again: an advert may be lost
+_LAST = 1.1  # that hosts which are fit have before the others: ucarp may be that late
 
 
 class BadAdvertError(KevipError):
     """A packet that is no valid advert, though it may be meant for our group.
 
     ``reason`` is one of FLAWS: version is VRRP's, which shares the protocol number, ttl that of a packet that came
-    through a router, digest that of another password or VIP. ``source`` is its sender, if that can be told, and
-    ``packet`` the whole of it, if it is that long.
+    through a router, digest that of another password or VIP. Sender and packet are given as far as they can be told.
     """
 
     def __init__(self, reason: str, source: IPv4Address | None = None, packet: bytes = b"") -> None:
         super().__init__(f"bad advert: {reason}")
-        self.reason = reason
-        self.source = source
-        self.packet = packet
+        self.reason, self.source, self.packet = reason, source, packet
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -83,20 +85,16 @@ class Advert:
 
 def build(group: Group, advert: Advert) -> bytes:
     """Return an advert as an IPv4 packet."""
-    body = _payload(group, advert, 0)
-    body = _payload(group, advert, checksum(body))
-    addresses = advert.source.packed, GROUP.packed
-    length, identity = _IP.size + len(body), advert.counter & 0xFFFF
-    head = (0x45, _LOW_DELAY, length, identity, _DONT_FRAGMENT, TTL, PROTOCOL)
-    return _IP.pack(*head, checksum(_IP.pack(*head, 0, *addresses)), *addresses) + body
+    interval, counter, addresses = advert.interval, advert.counter, (advert.source.packed, GROUP.packed)
+    fields = _KIND, group.vhid, interval.advskew, _AUTHLEN, 0, interval.advbase
+    body = _summed(_PAYLOAD, fields, (counter, group.digest(counter)))
+    length, identity = _IP.size + len(body), counter & 0xFFFF
+    return _summed(_IP, (0x45, _LOW_DELAY, length, identity, _DONT_FRAGMENT, TTL, PROTOCOL), addresses) + body
 
 
-def _payload(group: Group, advert: Advert, total: int) -> bytes:
-    interval, counter = advert.interval, advert.counter
-    kind = _VERSION << 4 | _TYPE
-    return _PAYLOAD.pack(
-        kind, group.vhid, interval.advskew, _AUTHLEN, 0, interval.advbase, total, counter, group.digest(counter)
-    )
+def _summed(form: struct.Struct, before: tuple[int, ...], behind: tuple[int | bytes, ...]) -> bytes:
+    """Pack fields with the checksum over all of them in between."""
+    return form.pack(*before, checksum(form.pack(*before, 0, *behind)), *behind)
 
 
 def parse(group: Group, packet: bytes) -> Advert | None:
@@ -111,7 +109,7 @@ def parse(group: Group, packet: bytes) -> Advert | None:
         raise BadAdvertError("truncated", source)
     kind, _, advskew, _, _, advbase, _, counter, digest = _PAYLOAD.unpack_from(body)
     flaws = {
-        "version": kind != _VERSION << 4 | _TYPE,
+        "version": kind != _KIND,
         "ttl": ttl != TTL,
         "checksum": checksum(packet[: start + _PAYLOAD.size]) != 0,
         "digest": not hmac.compare_digest(digest, group.digest(counter)),
@@ -155,20 +153,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-Farewell = list[tuple[float, Interval]]
-"""Adverts to say goodbye with, and how many seconds after the beginning."""
-
-UNFIT = 204
-"""Added to the skew of a host that should be master only if no other one can."""
-
-_STAGES = ((0.0, 9), (0.5, 17))
-"""Seconds after which backups take over with a skew below that: thirds of the default range, 1 to 25."""
-
-_REPEATED = 0.5
-"""Seconds after which a stage is said again: an advert may be lost."""
-
-_LAST = 1.1
-"""Seconds that hosts which are fit have before the others: ucarp may be that late."""
+Farewell = list[tuple[float, Interval]]  # adverts to say goodbye with, and how many seconds after the beginning
 
 
 def farewell(own: Interval, dead_ratio: int, *, staged: bool, to_all: bool = True) -> Farewell:

@@ -7,8 +7,7 @@ from kevip.core.messages import Event
 from kevip.core.states import Traits
 from kevip.host.interface import Placement
 
-Tell = Callable[[Event], None]
-"""Where events go."""
+Tell = Callable[[Event], None]  # where events go
 
 
 class Teller(Protocol):
@@ -18,11 +17,9 @@ class Teller(Protocol):
 
     def warn_once(self, event: str, subject: object, **context: object) -> None:
         """Warn of something about a subject, unless that was done a short while ago."""
-        ...
 
     def count(self, what: Literal["bad_adverts", "ucarp_starts"], kind: str = "") -> None:
         """Count one more of that."""
-        ...
 
 
 class Engine(Protocol):
@@ -32,36 +29,27 @@ class Engine(Protocol):
 
     def start(self, run: int, *, fit: bool) -> Placement | None:
         """Stand for election where the VIP belongs now, and return where that is; None, and told, if it cannot."""
-        ...
 
     def proceed(self, token: str) -> None:
         """Go on: the host is as it was asked to be."""
-        ...
 
     def rerank(self, *, fit: bool) -> None:
         """Stand as fit from now on, or not, in the role that there is."""
-        ...
 
     def end(self) -> None:
         """End at once, and advertise no more; Ended follows."""
-        ...
 
     def goodbye(self, *, known: bool, fit_only: bool) -> None:
         """Make a peer take over while this host serves on."""
-        ...
 
     def end_goodbye(self) -> None:
         """Say no more goodbyes."""
-        ...
 
     def yields(self) -> None:
         """Say once that this host lets go."""
-        ...
 
     def beat(self) -> None:
         """Note that the daemon is well; without this, the engine must end within seconds."""
-        ...
 
     def close(self) -> None:
         """End, and free what belongs to it."""
-        ...

@@ -5,6 +5,7 @@ ucarp says no goodbye, cannot yield at once, and hears of an advert up to a seco
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address
 from math import inf
 
@@ -16,13 +17,9 @@ from kevip.election.ucarp import Candidacy, key
 from kevip.host.interface import Placement
 from kevip.loop import Loop
 
-LATE = 1.1
-"""Seconds that ucarp may be late to know of an advert, which it gets through libpcap."""
-
-_FORGET = 5.0
-"""Seconds after which a master that was not heard is of no interest."""
-
-_BAD_ADVERTS = {
+LATE = 1.1  # seconds that ucarp may be late to know of an advert, which it gets through libpcap
+_FORGET = 5.0  # seconds after which a master that was not heard is of no interest
+_HINTS = {
     "digest": "its password or VIP is not ours, or another group uses our id: compare --password and --vip on all "
     "replicas, or give this group another --vip-id",
     "version": "VRRP with our id: give this group another --vip-id",
@@ -37,10 +34,7 @@ class Segment:
     """
 
     def __init__(self, candidacy: Candidacy, loop: Loop, teller: Teller, tell: Tell) -> None:
-        self._candidacy = candidacy
-        self._loop = loop
-        self._teller = teller
-        self._tell = tell
+        self._candidacy, self._loop, self._teller, self._tell = candidacy, loop, teller, tell
         self.own = Interval(candidacy.advbase, candidacy.advskew)
         self.advertised: float | None = None
         self.left = -inf
@@ -56,7 +50,7 @@ class Segment:
         group = Group(vhid=self._candidacy.vip_id, vip=self._candidacy.vip, key=key(self._candidacy.password))
         adverts = self._adverts = Adverts(place.interface, place.source, group)
         self.place = place
-        self._loop.watch(adverts.others, self._on_adverts)
+        self._loop.watch(adverts.others, partial(self._on_adverts, adverts, place.source))
         self._loop.watch(adverts.own, self.hear_own)
 
     def close(self) -> None:
@@ -83,15 +77,15 @@ class Segment:
         """Whether such a host is heard now, as far as can be told."""
         return bool(self.master(self.own.seconds + LATE))
 
-    def _on_adverts(self) -> None:
-        for at, heard in self._adverts.hear() if self._adverts else ():
+    def _on_adverts(self, adverts: Adverts, here: IPv4Address) -> None:
+        for at, heard in adverts.hear():
             if isinstance(heard, BadAdvertError):
-                hint = _BAD_ADVERTS.get(heard.reason, "damaged or forged")
-                source = str(heard.source or "unknown")
-                self._teller.count("bad_adverts", heard.reason)
-                self._teller.warn_once("election.bad_advert", source, reason=heard.reason, source=source, hint=hint)
-            elif self.place and heard.source != self.place.source:
-                self._on_advert(at, heard, self.place.source)
+                reason, source = heard.reason, str(heard.source or "unknown")
+                hint = _HINTS.get(reason, "damaged or forged")
+                self._teller.count("bad_adverts", reason)
+                self._teller.warn_once("election.bad_advert", source, reason=reason, source=source, hint=hint)
+            elif heard.source != here:
+                self._on_advert(at, heard, here)
 
     def _on_advert(self, at: float, advert: Advert, here: IPv4Address) -> None:
         says = self._meaning(advert.interval)
@@ -101,8 +95,7 @@ class Segment:
         if says is Says.STAYS and not (self._candidacy.preempt and self.own < advert.interval):
             self._superiors = {who: when for who, when in self._superiors.items() if at - when < _FORGET}
             self._superiors[advert.source] = at
-        preferred = (advert.interval, advert.source) < (self.own, here)
-        self._tell(Heard(advert.source, says, at, preferred))
+        self._tell(Heard(advert.source, says, at, preferred=(advert.interval, advert.source) < (self.own, here)))
 
     def _meaning(self, interval: Interval) -> Says:
         """Return what its sender says of itself with an interval; with a dead ratio of 1, long ones look like any."""
@@ -146,15 +139,15 @@ class Segment:
         ratio = self._candidacy.dead_ratio
         return Interval(self.own.advbase * ratio, 0) if ratio > 1 else None
 
-    def bridge(self, seconds: float, give_up: Callable[[], None]) -> None:
-        """Advertise in ucarp's place, from now on; for so many seconds at most, then ``give_up`` is called."""
-        self._give_up = self._loop.now() + seconds, give_up
-        self._bridge()
-
     @property
     def bridges(self) -> bool:
         """Whether this host advertises in ucarp's place."""
         return self._give_up is not None
+
+    def bridge(self, seconds: float, give_up: Callable[[], None]) -> None:
+        """Advertise in ucarp's place, from now on; for so many seconds at most, then ``give_up`` is called."""
+        self._give_up = self._loop.now() + seconds, give_up
+        self._bridge()
 
     def _bridge(self) -> None:
         if self._give_up and self._loop.now() > self._give_up[0]:

@@ -12,11 +12,7 @@ from functools import partial
 from kevip.core.instance import LOOK_AGAIN, TICK
 from kevip.core.messages import Demoted, Elected, Ended, Reason
 from kevip.core.states import Traits
-from kevip.election.carp import (
-    MOST_SKEW,
-    UNFIT,
-    Interval,
-)
+from kevip.election.carp import MOST_SKEW, UNFIT, Interval
 from kevip.election.engine import Tell, Teller
 from kevip.election.segment import LATE, Segment
 from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
@@ -25,23 +21,17 @@ from kevip.host import interface
 from kevip.host.interface import Placement
 from kevip.loop import Loop
 
+# Seconds to wait for a peer to take over, where one was heard before, and where none was: backups are silent. That is
+# what a goodbye takes, with and without its first stages, until a backup has acted on it whose ucarp is late.
 FAREWELL, FAREWELL_ALONE = 3.5, 2.5
-"""Seconds to wait for a peer to take over: where one was heard before, and where none was.
-
-Backups are silent, so none heard does not mean that none is there. That is what a goodbye takes, with and without its
-first stages, until a backup has acted on it whose ucarp is late.
-"""
-
-GLANCE = 0.25
-"""Seconds between looks at whether adverts go out."""
+GLANCE = 0.25  # seconds between looks at whether adverts go out
 
 
 class _Care:
     """Looks after a ucarp that runs, and has it ended where it is of no use."""
 
     def __init__(self, child: Ucarp, engine: "UcarpEngine") -> None:
-        self._child = child
-        self._engine = engine
+        self._child, self._engine = child, engine
         self._loop, self._log, self._segment = engine.loop, engine.teller.log, engine.segment
         self._is_guarded = True
         self._loop.watch(child.watchdog, self._on_watchdog)
@@ -75,14 +65,14 @@ class _Care:
     def _look_after(self) -> None:
         """End a ucarp that is of no use where it is, to have it started anew."""
         self._loop.after(TICK, self._look_after)
-        child, place = self._child, self._segment.place
+        child, place, is_master = self._child, self._segment.place, self._segment.advertised is not None
         if not place or child.killed:
             return
-        if self._segment.advertised is None and child.is_frozen():
+        if not is_master and child.is_frozen():
             self._log.error("ucarp.frozen", hint=f"ucarp ({child.pid}) was stopped: it is ended")
             self._engine.end()
         elif not interface.is_running(place.interface):
-            if self._segment.advertised is None:  # it would sleep for 10 s at a time, as a backup
+            if not is_master:  # it would sleep for 10 s at a time, as a backup
                 self._engine.end(Reason.UNLINKED)
         elif self._has_moved(place):
             self._log.warning("ucarp.moved", was=str(place.source), hint="the address of this host has changed")
@@ -109,7 +99,7 @@ class _Care:
             self._log.error("election.silent", hint=hint)
             self._engine.end()
         else:
-            self._loop.after(GLANCE, self._glance)
+            self.expect_adverts()
 
 
 class UcarpEngine:
@@ -118,12 +108,8 @@ class UcarpEngine:
     def __init__(
         self, candidacy: Candidacy, loop: Loop, teller: Teller, tell: Tell, locate: Callable[[], Placement]
     ) -> None:
-        self._candidacy = candidacy
-        self.loop = loop
-        self.teller = teller
-        self._log = teller.log
-        self._tell = tell
-        self.locate = locate
+        self._candidacy, self._tell, self._log = candidacy, tell, teller.log
+        self.loop, self.teller, self.locate = loop, teller, locate
         segment = self.segment = Segment(candidacy, loop, teller, tell)
         self.goodbye, self.end_goodbye, self.yields = segment.goodbye, segment.end_goodbye, segment.yields
         self.traits = Traits(
@@ -134,19 +120,17 @@ class UcarpEngine:
             farewell_alone=FAREWELL_ALONE,
         )
         self._child: Ucarp | None = None
-        self._run = 0
+        self._run, self._fit, self._anew = 0, True, False
         self._ends = Reason.ENGINE
         self._asked: dict[str, Request] = {}
-        self._fit = True
-        self._anew = False
 
     def start(self, run: int, *, fit: bool) -> Placement | None:
         """See ``Engine``."""
-        self._fit, self._run = fit, run
+        self._run, self._fit = run, fit
         try:
             place = self.locate()
             interface.require_carrier(place.interface)
-            self.segment.own = Interval(self._candidacy.advbase, self._skew())
+            self.segment.own = self._deserved()
             self.segment.open(place)
             self._spawn(place)
         except (KevipError, OSError) as error:
@@ -154,10 +138,10 @@ class UcarpEngine:
             return None
         return place
 
-    def _skew(self) -> int:
-        """Return the skew that this host deserves: one that does not reach TARGET comes after all that do."""
-        skew = self._candidacy.advskew
-        return skew if self._fit else min(UNFIT + skew, MOST_SKEW)
+    def _deserved(self) -> Interval:
+        """Return the interval that this host deserves: one that does not reach TARGET comes after all that do."""
+        base, skew = self._candidacy.advbase, self._candidacy.advskew
+        return Interval(base, skew if self._fit else min(UNFIT + skew, MOST_SKEW))
 
     def _spawn(self, place: Placement) -> None:
         """Start ucarp; raises CommandError, HostError, OSError."""
@@ -180,8 +164,9 @@ class UcarpEngine:
         if not request or not self._child:
             return
         self._child.answer(request)
-        self.segment.advertised = self.loop.now() if request.hook is Hook.UP else None
+        self.segment.advertised = None
         if request.hook is Hook.UP:
+            self.segment.advertised = self.loop.now()
             self._care.expect_adverts()
 
     def rerank(self, *, fit: bool) -> None:
@@ -191,9 +176,9 @@ class UcarpEngine:
 
     def rerank_if_settled(self) -> None:
         """Have ucarp stand as this host deserves; as backup only if a master is heard, for it may be about to win."""
-        skew, settled = self._skew(), self.segment.advertised is not None or self.segment.is_led()
-        if self._child and not self._child.killed and skew != self.segment.own.advskew and settled:
-            self._renew(Interval(self._candidacy.advbase, skew))
+        deserved, settled = self._deserved(), self.segment.advertised is not None or self.segment.is_led()
+        if self._child and not self._child.killed and deserved != self.segment.own and settled:
+            self._renew(deserved)
 
     def _renew(self, interval: Interval) -> None:
         """Start ucarp anew, with an interval, in the role that there is: it can change neither while it runs.
@@ -206,13 +191,6 @@ class UcarpEngine:
         if self.segment.advertised is not None:
             patience = interval.advbase * self._candidacy.dead_ratio + 3 * interval.seconds
             self.segment.bridge(patience + LATE, self.end)
-
-    def _is_misled(self) -> bool:
-        """Whether ucarp, as master, gives way to one that has let go since, for it hears of all that late."""
-        segment = self.segment
-        if segment.advertised is None or not segment.place or segment.is_led():
-            return False
-        return self.loop.now() - segment.left <= 2 * LATE and interface.is_running(segment.place.interface)
 
     def end(self, reason: Reason = Reason.ENGINE) -> None:
         """See ``Engine``; the reason is told when it has ended."""
@@ -256,6 +234,17 @@ class UcarpEngine:
             else:
                 self._tell(Elected(self._run, request.token))
 
+    def _is_misled(self) -> bool:
+        """Whether ucarp, as master, gives way to one that has let go since, for it hears of all that late."""
+        segment = self.segment
+        if segment.advertised is None or segment.is_led() or self.loop.now() - segment.left > 2 * LATE:
+            return False
+        return self._is_running()
+
+    def _is_running(self) -> bool:
+        place = self.segment.place
+        return place is not None and interface.is_running(place.interface)
+
     def _on_lines(self, child: Ucarp) -> None:
         for line in child.lines():
             message, text = understand(line)
@@ -289,13 +278,8 @@ class UcarpEngine:
         self.segment.end_bridge()
         if not child.killed:
             self._log.error("ucarp.exited", status=status, hint=_hint_at_end(status))
-        if (
-            self._ends is Reason.ENGINE
-            and self.segment.place
-            and not interface.is_running(self.segment.place.interface)
-        ):
-            self._ends = Reason.UNLINKED
-        self._tell(Ended(self._run, self._ends))
+        unlinked = self._ends is Reason.ENGINE and not self._is_running()
+        self._tell(Ended(self._run, Reason.UNLINKED if unlinked else self._ends))
 
 
 def _hint_at_end(status: int) -> str:

@@ -18,16 +18,14 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
 from subprocess import Popen
-from time import monotonic
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from kevip.errors import HostError
 from kevip.host import command
 
 HOOKS = Path(__file__).parent / "hooks"
-
-_KEY_LENGTH = 19
-"""Bytes that ucarp takes as a password; with one more it says "Password too long"."""
+_KEY_LENGTH = 19  # bytes that ucarp takes as a password; with one more it says "Password too long"
+_PIPE = 1 << 20  # bytes that ucarp may have to say before it has to wait for us: with each bad advert it says a line
 
 
 class Hook(StrEnum):
@@ -94,43 +92,32 @@ def key(password: str) -> bytes:
     return urlsafe_b64encode(hashlib.sha256(raw).digest())[:_KEY_LENGTH]
 
 
-_PIPE = 1 << 20
-"""Bytes that ucarp may have to say before it has to wait for us: with each bad advert it says a line."""
-
-_FLOOD = b"Bad digest"
-"""What is in the line that it says then; the daemon hears such adverts itself."""
-
-
 class Message(StrEnum):
     """What a line of ucarp's means."""
 
     MASTER = "election.master"
     BACKUP = "election.backup"
     HOOK_LOST = "election.hook_lost"
-    KNOWN = "ucarp.known"
-    """What the daemon has heard on the wire itself, or done."""
+    KNOWN = "ucarp.known"  # what the daemon has heard on the wire itself, or done
     OTHER = "ucarp.message"
 
 
-_MESSAGES = (
-    ("Switching to state: MASTER", Message.MASTER),
-    ("Switching to state: BACKUP", Message.BACKUP),
-    ("Unable to spawn the script", Message.HOOK_LOST),
-    ("Unable to exec", Message.HOOK_LOST),
-    ("Bad digest", Message.KNOWN),
-    ("Non-preferred master advertising", Message.KNOWN),
-    ("Preferred master advertised", Message.KNOWN),
-    ("Putting MASTER DOWN", Message.KNOWN),
-    ("Putting MASTER down", Message.KNOWN),
-    ("Spawning [", Message.KNOWN),
-    ("exiting: pfds", Message.KNOWN),
-)
+_FLOOD = "Bad digest"  # it says so of each such advert
+_BEGINNINGS = {
+    Message.MASTER: ("Switching to state: MASTER",),
+    Message.BACKUP: ("Switching to state: BACKUP",),
+    Message.HOOK_LOST: ("Unable to spawn the script", "Unable to exec"),
+    Message.KNOWN: (
+        _FLOOD, "Non-preferred master advertising", "Preferred master advertised", "Putting MASTER DOWN",
+        "Putting MASTER down", "Spawning [", "exiting: pfds",
+    ),
+}  # fmt: skip
 
 
 def understand(line: str) -> tuple[Message, str]:
     """Return what a line of ucarp's stderr means, and its text without time and urgency."""
     text = re.sub(r"^\S+: (\[[A-Z]+\] )?", "", line.strip(), count=1)
-    return next((message for start, message in _MESSAGES if text.startswith(start)), Message.OTHER), text
+    return next((each for each, begins in _BEGINNINGS.items() if text.startswith(begins)), Message.OTHER), text
 
 
 class Ucarp:
@@ -141,9 +128,10 @@ class Ucarp:
     """
 
     def __init__(self, candidacy: Candidacy) -> None:
-        scripts = [HOOKS / name for name in ("vip-up", "vip-down", "watchdog")]
-        if not all(os.access(script, os.X_OK) for script in scripts):
+        if not all(os.access(HOOKS / name, os.X_OK) for name in ("vip-up", "vip-down", "watchdog")):
             raise HostError(f"the scripts in {HOOKS} are not executable: install kevip again")
+        self.killed = False
+        self._rest = b""
         with ExitStack() as parts:  # a ucarp without all of them is ended: nobody would know of it
             self.channel, hooks_end = socket.socketpair()
             parts.enter_context(self.channel)
@@ -154,30 +142,25 @@ class Ucarp:
             self.pid = self._child.pid
             self.pidfd = os.pidfd_open(self.pid)
             parts.callback(os.close, self.pidfd)
-            self.stderr = _stderr(self._child)
+            self.stderr = cast(IO[bytes], self._child.stderr).fileno()
             os.set_blocking(self.stderr, False)
             with suppress(OSError):  # who may not have more has what all have
                 fcntl.fcntl(self.stderr, fcntl.F_SETPIPE_SZ, _PIPE)
-            self._rest = b""
-            self.killed = False
-            self._born = monotonic()
-            self._beat, self._watchdogs_end = socket.socketpair()
+            self._beat, self._watchdogs_end = map(parts.enter_context, socket.socketpair())
             self._beat.setblocking(False)
-            parts.enter_context(self._beat)
-            parts.enter_context(self._watchdogs_end)
-            self.guard()
+            self._guard()
             parts.callback(self._unguard)
             self._parts = parts.pop_all()
 
-    def guard(self) -> None:
-        """Start a watchdog, which ends ucarp when the daemon hangs; raises CommandError, OSError."""
+    def _guard(self) -> None:
+        """Start a watchdog, which ends ucarp when the daemon hangs."""
         self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=self._watchdogs_end)
         self.watchdog = os.pidfd_open(self._watchdog.pid)
 
     def guard_anew(self) -> None:
         """Replace a watchdog that has ended; raises CommandError, OSError."""
         ended, pidfd = self._watchdog, self.watchdog
-        self.guard()
+        self._guard()
         os.close(pidfd)
         _end(ended)
 
@@ -189,10 +172,6 @@ class Ucarp:
         """Tell the watchdog that the daemon is well; without this, it ends ucarp after 5 s."""
         with suppress(OSError):
             self._beat.send(b"\n")
-
-    def age(self) -> float:
-        """Return for how many seconds this ucarp has run."""
-        return monotonic() - self._born
 
     def requests(self) -> list[Request]:
         """Return what hooks have asked for; each of them waits for an answer."""
@@ -207,14 +186,17 @@ class Ucarp:
             self.channel.sendall(f"ok {request.token}\n".encode())
 
     def lines(self) -> list[str]:
-        """Return the complete lines that ucarp has written: all of them, for it waits while the pipe is full."""
+        """Return the complete lines that ucarp has written: all of them, for it waits while the pipe is full.
+
+        But for those of which there may be a flood: the daemon hears such adverts itself.
+        """
         with suppress(BlockingIOError):
             while read := os.read(self.stderr, _PIPE):
                 self._rest += read
                 if len(read) < _PIPE:
                     break
         *lines, self._rest = self._rest.split(b"\n")
-        return [line.decode(errors="replace") for line in lines if _FLOOD not in line]
+        return [line.decode(errors="replace") for line in lines if _FLOOD.encode() not in line]
 
     def is_frozen(self) -> bool:
         """Whether ucarp was stopped (SIGSTOP, a debugger) and advertises nothing; state in proc(5)."""
@@ -235,10 +217,8 @@ class Ucarp:
 
 
 def _end(child: Popen[bytes]) -> None:
-    command.kill(child)
-    child.wait()
-    if child.stderr:
-        child.stderr.close()
+    with child:  # waits for it, and closes its pipe
+        command.kill(child)
 
 
 def _readable(content: bytes) -> BinaryIO:
@@ -247,9 +227,3 @@ def _readable(content: bytes) -> BinaryIO:
     with os.fdopen(writer, "wb") as pipe:
         pipe.write(content)
     return os.fdopen(reader, "rb")
-
-
-def _stderr(child: Popen[bytes]) -> int:
-    if child.stderr is None:
-        raise TypeError("a child without a stderr pipe")
-    return child.stderr.fileno()

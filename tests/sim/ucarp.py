@@ -42,7 +42,7 @@ class Ucarp:
         self.guard()
         self.killed = False
         self.status: int | None = None
-        self._born = self._beaten = self._world.now
+        self._beaten = self._world.now
         self._requests: list[Request] = []
         self._lines: list[str] = []
         self._tokens = count(1)
@@ -74,10 +74,6 @@ class Ucarp:
         """Have another one."""
         self.guard()
         self._world.after(_WATCH, self._watch)
-
-    def age(self) -> float:
-        """Return for how many seconds this ucarp has run."""
-        return self._world.now - self._born
 
     def requests(self) -> list[Request]:
         """Return what hooks have asked for."""
