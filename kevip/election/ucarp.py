@@ -207,7 +207,7 @@ class Ucarp:
     def kill(self) -> None:
         """End ucarp at once; it runs no hook and advertises no more."""
         self.killed = True
-        command.kill(self._child)
+        self._child.kill()
 
     def close(self) -> int:
         """Free what belongs to a ucarp that has ended, and return its exit status (negative: a signal)."""
@@ -218,7 +218,7 @@ class Ucarp:
 
 def _end(child: Popen[bytes]) -> None:
     with child:  # waits for it, and closes its pipe
-        command.kill(child)
+        child.kill()
 
 
 def _readable(content: bytes) -> BinaryIO:

@@ -73,9 +73,9 @@ def test_a_spawned_child_dies_with_its_parent() -> None:
 
 def test_kill_ends_a_child_once_and_twice() -> None:
     child = spawn(["sleep", "60"])
-    command.kill(child)
+    child.kill()
     assert child.wait(10) == -9
-    command.kill(child)
+    child.kill()
     assert child.stderr
     child.stderr.close()
 
