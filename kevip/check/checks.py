@@ -127,7 +127,7 @@ def _place(config: Config, here: Interface) -> Iterator[Finding]:
 def _kevip(vip: IPv4Address, interfaces: tuple[Interface, ...], saved: Mapping[str, str]) -> Finding:
     """Say what kevip does here already; the VIP as a lease is its mark."""
     here = bool(leases(interfaces, vip))
-    if lock.is_taken(vip):
+    if vip in lock.taken():
         return ok("kevip", f"runs here for VIP {vip}, as {'master' if here else 'backup'}")
     if here or any(vip in each.rules(saved[name]) for name, each in installed().items() if name in saved):
         return ok("kevip", f"was killed here while it served VIP {vip}; the next start removes what is left")
@@ -142,12 +142,12 @@ def _election(config: Config, here: Interface, source: IPv4Address, seconds: flo
 
 
 def _rules(config: Config, saved: Mapping[str, str], backend: Backend) -> Iterator[Finding]:
-    vip, chains = config.vip, nfnetlink.base_chains()
+    vip, chains, runs = config.vip, nfnetlink.base_chains(), config.vip in lock.taken()
     yield from rules.forwarding(saved, vip, chains)
     yield from rules.translating(backend, chains)
-    yield rules.postrouting(saved.get(backend.name, ""), vip, runs=lock.is_taken(vip))
+    yield rules.postrouting(saved.get(backend.name, ""), vip, runs=runs)
     yield from rules.matching(saved, vip)
-    if lock.is_taken(vip) and not config.global_masquerade and (tracked := conntrack.count(vip)):
+    if runs and not config.global_masquerade and (tracked := conntrack.count(vip)):
         yield rules.sources(tracked, conntrack.count_wrong(vip, tracked))
 
 

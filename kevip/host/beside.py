@@ -12,10 +12,6 @@ from kevip.host.command import Scope
 from kevip.loop import Action, Loop
 
 
-class CancelledError(KevipError):
-    """The job is not to change anything any more."""
-
-
 class Job:
     """A piece of work. What it returns is called on the loop's thread, unless it was cancelled meanwhile."""
 
@@ -44,10 +40,10 @@ class Job:
 
     @contextmanager
     def changes(self) -> Iterator[None]:
-        """Change something on the host: that is not cut short. Raises CancelledError if it is not wanted any more."""
+        """Change something on the host: that is not cut short. Raises KevipError if it is not wanted any more."""
         with self._changing:
             if self.cancelled:
-                raise CancelledError("not wanted any more")
+                raise KevipError("not wanted any more")
             yield
 
     def kill(self) -> None:
@@ -104,12 +100,11 @@ class Beside:
                 raise KevipError(f"what kevip changes on this host is not done after {seconds:.1f} s")
 
     def _on_done(self) -> None:
-        os.eventfd_read(self._ready)
-        with suppress(Empty):
-            while True:
-                self._end(self._done.get_nowait())
+        for _ in range(os.eventfd_read(self._ready)):
+            self._end()
 
-    def _end(self, job: Job) -> None:
+    def _end(self, timeout: float = 0.0) -> None:
+        job = self._done.get(timeout=timeout)
         self._under_way.remove(job)
         job.end()
 
@@ -118,7 +113,7 @@ class Beside:
         end = monotonic() + seconds
         with suppress(Empty):
             while self.is_busy:
-                self._end(self._done.get(timeout=max(end - monotonic(), 0.0)))
+                self._end(max(end - monotonic(), 0.0))
         for job in self._under_way:
             job.kill()
         self._loop.forget(self._ready)

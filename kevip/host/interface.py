@@ -7,20 +7,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Any
 
 from kevip.errors import HostError
 from kevip.host import command
 
-FOREVER = 2**32 - 1
-"""The lifetime that the kernel gives to an address that does not expire (rtnetlink's INFINITY_LIFE_TIME)."""
+FOREVER = 2**32 - 1  # the lifetime of an address that does not expire (rtnetlink's INFINITY_LIFE_TIME)
 
 _SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915
-_IFNAMSIZ = 16
+_IFREQ = struct.Struct("16sH22x")  # name and flags (netdevice(7))
 _IFF_RUNNING = 0x40
-
-_POINT_TO_POINT = 31
-"""The prefix length from which on a subnet has no room for a VIP (RFC 3021)."""
+_POINT_TO_POINT = 31  # the prefix length from which on a subnet has no room for a VIP (RFC 3021)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +47,17 @@ class Interface:
 
     def subnet_of(self, vip: IPv4Address) -> IPv4Network | None:
         """Return the smallest subnet of this interface that holds the VIP."""
-        subnets = [
-            address.ip.network
-            for address in self.addresses
-            if vip in address.ip.network and address.ip.network.prefixlen < _POINT_TO_POINT
-        ]
+        subnets = [subnet for subnet in self.subnets() if vip in subnet]
         return max(subnets, key=lambda subnet: subnet.prefixlen, default=None)
+
+    def subnets(self) -> list[IPv4Network]:
+        """Return the subnets that have room for a VIP."""
+        networks = [address.ip.network for address in self.addresses]
+        return [network for network in networks if network.prefixlen < _POINT_TO_POINT]
+
+    def primaries(self, vip: IPv4Address) -> list[IPv4Address]:
+        """Return the primary addresses, of which our lease is none."""
+        return [each.ip.ip for each in self.addresses if not each.secondary and not each.is_lease(vip)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +66,6 @@ class Placement:
 
     interface: str
     source: IPv4Address
-
-
-def _parse_address(entry: dict[str, Any]) -> Address:
-    return Address(
-        ip=IPv4Interface(f"{entry['local']}/{entry['prefixlen']}"),
-        secondary=entry.get("secondary", False),
-        valid=entry["valid_life_time"],
-        preferred=entry["preferred_life_time"],
-    )
 
 
 def parse(text: str) -> tuple[Interface, ...]:
@@ -86,7 +78,16 @@ def parse(text: str) -> tuple[Interface, ...]:
             carrier="NO-CARRIER" not in entry["flags"],
             multicast="MULTICAST" in entry["flags"],
             mtu=entry["mtu"],
-            addresses=tuple(_parse_address(each) for each in entry["addr_info"] if each.get("family") == "inet"),
+            addresses=tuple(
+                Address(
+                    ip=IPv4Interface(f"{each['local']}/{each['prefixlen']}"),
+                    secondary=each.get("secondary", False),
+                    valid=each["valid_life_time"],
+                    preferred=each["preferred_life_time"],
+                )
+                for each in entry["addr_info"]
+                if each.get("family") == "inet"
+            ),
         )
         for entry in json.loads(text)
         if entry  # iproute2 prints {} for what a filter left out, also for an address
@@ -117,88 +118,35 @@ def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None, *
         raise HostError(*problems, *error.problems) from None
     if problems:
         raise HostError(*problems)
-    return Placement(interface=chosen.name, source=_primaries(chosen, vip)[0])
+    return Placement(interface=chosen.name, source=chosen.primaries(vip)[0])
 
 
 def _named(interfaces: Sequence[Interface], name: str) -> Interface:
     for interface in interfaces:
         if interface.name == name:
             return interface
-    known = ", ".join(interface.name for interface in interfaces)
-    raise HostError(f"interface {name} does not exist: set --interface to one of {known}")
+    raise HostError(f"interface {name} does not exist: set --interface to one of {_names(interfaces)}")
 
 
 def _holding(interfaces: Sequence[Interface], vip: IPv4Address) -> Interface:
     """Return the interface with the smallest subnet that holds the VIP."""
-    holding = [(subnet, interface) for interface in interfaces if (subnet := interface.subnet_of(vip))]
+    holding = [(subnet.prefixlen, interface) for interface in interfaces if (subnet := interface.subnet_of(vip))]
     if not holding:
-        subnets = ", ".join(
-            f"{address.ip.network} on {interface.name}"
-            for interface in interfaces
-            for address in interface.addresses
-            if not address.ip.is_loopback and address.ip.network.prefixlen < _POINT_TO_POINT
-        )
+        subnets = [(subnet, each.name) for each in interfaces for subnet in each.subnets() if not subnet.is_loopback]
         raise HostError(
-            f"VIP {vip} is in no subnet of this host ({subnets or 'it has none'}): "
+            f"VIP {vip} is in no subnet of this host "
+            f"({', '.join(f'{subnet} on {name}' for subnet, name in subnets) or 'it has none'}): "
             "take one that is, or say with --interface where it belongs"
         )
-    smallest = max(subnet.prefixlen for subnet, _ in holding)
-    best = [interface for subnet, interface in holding if subnet.prefixlen == smallest]
+    smallest = max(length for length, _ in holding)
+    best = [interface for length, interface in holding if length == smallest]
     if len(best) > 1:
-        names = ", ".join(interface.name for interface in best)
-        raise HostError(f"VIP {vip} is in the subnet of several interfaces: set --interface to one of {names}")
+        raise HostError(f"VIP {vip} is in the subnet of several interfaces: set --interface to one of {_names(best)}")
     return best[0]
 
 
-def _primaries(interface: Interface, vip: IPv4Address) -> list[IPv4Address]:
-    return [each.ip.ip for each in interface.addresses if not each.secondary and not each.is_lease(vip)]
-
-
-def _inquire(request: int, name: str) -> bytes:
-    """Return the kernel's answer about an interface (netdevice(7)), from where it begins; raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inquirer:
-        return fcntl.ioctl(inquirer, request, struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), 0))[_IFNAMSIZ:]
-
-
-def is_running(name: str) -> bool:
-    """Whether an interface is there, up, and has a carrier (IFF_RUNNING); starts no process."""
-    try:
-        flags: int = struct.unpack_from("H", _inquire(_SIOCGIFFLAGS, name))[0]
-    except OSError:
-        return False
-    return bool(flags & _IFF_RUNNING)
-
-
-def first_address(name: str) -> IPv4Address | None:
-    """Return the first IPv4 address of an interface, None if there is none; starts no process."""
-    try:
-        return IPv4Address(_inquire(_SIOCGIFADDR, name)[4:8])
-    except OSError:
-        return None
-
-
-def require_carrier(name: str) -> None:
-    """Raise HostError if nothing can be heard on an interface that is up."""
-    if not is_running(name):
-        raise HostError(_unplugged(name))
-
-
-def link_problem(interfaces: Sequence[Interface], name: str) -> str:
-    """Say what keeps packets from an interface, and what to do; "" if nothing is seen."""
-    found = next((each for each in interfaces if each.name == name), None)
-    if not found:
-        return f"interface {name} is gone: see what has removed it"
-    if not found.up:
-        return _down(name)
-    return "" if found.carrier else _unplugged(name)
-
-
-def _unplugged(name: str) -> str:
-    return f"interface {name} has no carrier: see to its cable, and to the port of the switch"
-
-
-def _down(name: str) -> str:
-    return f"interface {name} is down: ip link set dev {name} up"
+def _names(interfaces: Sequence[Interface]) -> str:
+    return ", ".join(interface.name for interface in interfaces)
 
 
 def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
@@ -207,8 +155,8 @@ def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
     if not interface.ethernet:
         problems.append(f"interface {interface.name} is no Ethernet: CARP and ARP need one")
     if not interface.up:
-        problems.append(_down(interface.name))
-    if not _primaries(interface, vip):
+        problems.append(_DOWN.format(interface.name))
+    if not interface.primaries(vip):
         problems.append(
             f"interface {interface.name} has no IPv4 address, and CARP needs one as its source: "
             f"ip address add ADDRESS/PREFIX dev {interface.name}"
@@ -218,3 +166,45 @@ def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
         kind = "network" if vip == subnet.network_address else "broadcast"
         problems.append(f"VIP {vip} is the {kind} address of {subnet} on {interface.name}: take another one")
     return problems
+
+
+_DOWN = "interface {0} is down: ip link set dev {0} up"
+_UNPLUGGED = "interface {0} has no carrier: see to its cable, and to the port of the switch"
+
+
+def link_problem(interfaces: Sequence[Interface], name: str) -> str:
+    """Say what keeps packets from an interface, and what to do; "" if nothing is seen."""
+    found = next((each for each in interfaces if each.name == name), None)
+    if not found:
+        return f"interface {name} is gone: see what has removed it"
+    if not found.up:
+        return _DOWN.format(name)
+    return "" if found.carrier else _UNPLUGGED.format(name)
+
+
+def require_carrier(name: str) -> None:
+    """Raise HostError if nothing can be heard on an interface that is up."""
+    if not is_running(name):
+        raise HostError(_UNPLUGGED.format(name))
+
+
+def is_running(name: str) -> bool:
+    """Whether an interface is there, up, and has a carrier (IFF_RUNNING); starts no process."""
+    try:
+        return bool(_IFREQ.unpack(_inquire(_SIOCGIFFLAGS, name))[1] & _IFF_RUNNING)
+    except OSError:
+        return False
+
+
+def first_address(name: str) -> IPv4Address | None:
+    """Return the first IPv4 address of an interface, None if there is none; starts no process."""
+    try:
+        return IPv4Address(_inquire(_SIOCGIFADDR, name)[20:24])
+    except OSError:
+        return None
+
+
+def _inquire(request: int, name: str) -> bytes:
+    """Return the kernel's answer about an interface (netdevice(7)); raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inquirer:
+        return fcntl.ioctl(inquirer, request, _IFREQ.pack(name.encode(), 0))

@@ -7,17 +7,13 @@ from pathlib import Path
 
 from kevip.errors import HostError
 
-CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}
-"""The capabilities that kevip needs, by their bit in capability sets (linux/capability.h)."""
+CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}  # those that kevip needs, by their bit (linux/capability.h)
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38
-_CAPABILITY_VERSION_3 = 0x20080522
-"""Operations of prctl(2), and the interface of capset(2) that has 64 capabilities (linux/prctl.h, capability.h)."""
-
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38  # linux/prctl.h
+_CAPABILITY_VERSION_3 = 0x20080522  # the interface of capset(2) that has 64 capabilities
 _SYSCTL = Path("/proc/sys/net/ipv4")
-_ARG_START, _ARG_END = 48, 49
-"""Fields of /proc/self/stat (proc(5))."""
+_ARG_START, _ARG_END = 48, 49  # fields of /proc/self/stat (proc(5))
 
 
 def uptime() -> float:
@@ -28,7 +24,7 @@ def uptime() -> float:
 def missing_capabilities() -> list[str]:
     """Return which of the needed capabilities this process lacks."""
     status = Path("/proc/self/status").read_text()
-    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
     return [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
 
 
@@ -54,11 +50,8 @@ def _forwarding(interface: str) -> list[Path]:
 
 
 def forwards(interface: str) -> bool:
-    """Whether IPv4 packets that come in on the interface are forwarded."""
-    try:
-        return all(path.read_text().strip() == "1" for path in _forwarding(interface))
-    except FileNotFoundError:
-        return False  # the interface is gone
+    """Whether IPv4 packets that come in on the interface are forwarded; not if it is gone."""
+    return all(_is_on(path) for path in _forwarding(interface))
 
 
 def may_forward(interface: str) -> bool:
@@ -70,32 +63,37 @@ def enable_forwarding(interface: str) -> None:
     """Switch IPv4 forwarding on; raises HostError."""
     try:
         for path in _forwarding(interface):
-            if path.read_text().strip() != "1":
+            if not _is_on(path):
                 path.write_text("1")
     except OSError as error:
         raise HostError(f"IP forwarding is off: {error}: sysctl -w net.ipv4.ip_forward=1 on the host") from None
 
 
-def reverse_path_filter(interface: str) -> int:
-    """Return how packets are filtered by the route back to their source: 0 not, 1 strictly, 2 loosely (ip-sysctl.rst).
+def ipvs_tracks() -> bool:
+    """Whether IPVS keeps its connections in conntrack, where ours are translated (ipvs-sysctl.rst)."""
+    return _is_on(_SYSCTL / "vs" / "conntrack")
 
-    The larger of the interface's value and that for all interfaces counts.
-    """
-    return max(int((_SYSCTL / "conf" / name / "rp_filter").read_text()) for name in ("all", interface))
+
+def _is_on(sysctl: Path) -> bool:
+    try:
+        return sysctl.read_text().strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
+def reverse_path_filter(interface: str) -> int:
+    """Return how packets are filtered by the route back to their source: 0 not, 1 strictly, 2 loosely."""
+    return _larger(interface, "rp_filter")
 
 
 def answers_arp_for_all(interface: str) -> bool:
-    """Whether this host answers ARP on the interface for addresses of its other ones, too (arp_ignore)."""
-    values = [(_SYSCTL / "conf" / name / "arp_ignore").read_text() for name in ("all", interface)]
-    return max(map(int, values)) == 0
+    """Whether this host answers ARP on the interface for addresses of its other ones, too."""
+    return _larger(interface, "arp_ignore") == 0
 
 
-def ipvs_tracks() -> bool:
-    """Whether IPVS keeps its connections in conntrack, where ours are translated (ipvs-sysctl.rst)."""
-    try:
-        return (_SYSCTL / "vs" / "conntrack").read_text().strip() == "1"
-    except FileNotFoundError:
-        return False
+def _larger(interface: str, name: str) -> int:
+    """Return the interface's value or that for all interfaces: the larger one counts (ip-sysctl.rst)."""
+    return max(int((_SYSCTL / "conf" / each / name).read_text()) for each in ("all", interface))
 
 
 def hide_argument(secret: str) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from kevip.host import nfnetlink
 from kevip.host.interface import Interface
 
-_IPVS_SERVICES = Path("/proc/net/ip_vs")
+# Where kube-proxy in IPVS mode puts all cluster-IPs, and the load-balancer IPs of Services, on each node.
 IPVS_INTERFACE = "kube-ipvs0"
-"""Where kube-proxy in IPVS mode puts all cluster-IPs, and the load-balancer IPs of Services, on each node."""
-
+_IPVS_SERVICES = Path("/proc/net/ip_vs")
+# The table and the set in which kube-proxy in nftables mode has them (its pkg/proxy/nftables/proxier.go).
 _NFTABLES_SET = "kube-proxy", "cluster-ips"
-"""The table and the set in which kube-proxy in nftables mode has them (its pkg/proxy/nftables/proxier.go)."""
 
 
 class Mode(StrEnum):
@@ -27,7 +26,11 @@ class Mode(StrEnum):
 
 def mode_of(address: IPv4Address, interfaces: Sequence[Interface], saved: Iterable[str]) -> Mode | None:
     """Return how this node handles an address, if it is a cluster-IP. ``saved`` is from each ``iptables-save``."""
-    if on_ipvs_interface(address, interfaces) or has_ipvs_service(address, _ipvs_services()):
+    try:
+        services = _IPVS_SERVICES.read_text()
+    except OSError:
+        services = ""  # the kernel has no IPVS, or has not loaded it
+    if on_ipvs_interface(address, interfaces) or has_ipvs_service(address, services):
         return Mode.IPVS
     if any(has_kube_services_rule(address, text) for text in saved):
         return Mode.IPTABLES
@@ -36,12 +39,8 @@ def mode_of(address: IPv4Address, interfaces: Sequence[Interface], saved: Iterab
 
 def on_ipvs_interface(address: IPv4Address, interfaces: Sequence[Interface]) -> bool:
     """Whether the address is one of kube-proxy's in IPVS mode."""
-    return any(
-        each.ip.ip == address
-        for interface in interfaces
-        if interface.name == IPVS_INTERFACE
-        for each in interface.addresses
-    )
+    holding = [each.name for each in interfaces if address in {held.ip.ip for held in each.addresses}]
+    return IPVS_INTERFACE in holding
 
 
 def has_ipvs_service(address: IPv4Address, table: str) -> bool:
@@ -52,10 +51,3 @@ def has_ipvs_service(address: IPv4Address, table: str) -> bool:
 def has_kube_services_rule(address: IPv4Address, saved: str) -> bool:
     """Whether kube-proxy in iptables mode handles the address; in filter it is if the Service has no endpoints."""
     return bool(re.search(rf"^-A KUBE-SERVICES -d {re.escape(str(address))}/32 ", saved, re.MULTILINE))
-
-
-def _ipvs_services() -> str:
-    try:
-        return _IPVS_SERVICES.read_text()
-    except OSError:
-        return ""  # the kernel has no IPVS, or has not loaded it

@@ -29,11 +29,6 @@ def take(vip: IPv4Address) -> socket.socket:
     return lock
 
 
-def is_taken(vip: IPv4Address) -> bool:
-    """Whether a kevip of this network namespace has the lock for this VIP. It does not notice."""
-    return vip in taken()
-
-
 def taken() -> set[IPv4Address]:
     """Return the VIPs whose lock is taken in this network namespace, also by a container on it (proc_net(5), unix)."""
     found = set()

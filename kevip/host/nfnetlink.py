@@ -18,7 +18,7 @@ _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5,
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEMENT = _ELEMENT_KEY = _DATA_VALUE = 1
-_DROP = 0
+_DROP = (0).to_bytes(4)
 _FAMILIES = {1: "inet", 2: "ip"}  # those that IPv4 packets go through
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 
@@ -26,9 +26,8 @@ DSTNAT, SRCNAT = -100, 100  # the usual priorities of NAT, and those of iptables
 
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_NUMBER, _SIGNED = struct.Struct("!I"), struct.Struct("!i")
-_LARGEST = 1 << 16
-_PATIENCE = 5.0  # seconds
+_LARGEST = 1 << 16  # bytes of an answer
+_PATIENCE = 5.0  # seconds to wait for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,26 +62,25 @@ def base_chains() -> list[Chain]:
 def _base_chains() -> Iterator[Chain]:
     for family, chain in _ask(_GET_CHAIN, _REQUEST | _DUMP, 0, b""):
         if family in _FAMILIES and (hook := _attributes(chain.get(_CHAIN_HOOK, b""))):
-            number = _NUMBER.unpack(hook[_HOOK_NUMBER])[0]
+            number = int.from_bytes(hook[_HOOK_NUMBER])
             yield Chain(
                 family=_FAMILIES[family],
                 table=_text(chain[_CHAIN_TABLE]),
                 name=_text(chain[_CHAIN_NAME]),
                 type=_text(chain.get(_CHAIN_TYPE, b"")),
                 hook=_HOOKS[number] if number < len(_HOOKS) else "ingress",
-                priority=_SIGNED.unpack(hook[_HOOK_PRIORITY])[0],
-                drops=chain.get(_CHAIN_POLICY) == _NUMBER.pack(_DROP),
+                priority=int.from_bytes(hook[_HOOK_PRIORITY], signed=True),
+                drops=chain.get(_CHAIN_POLICY) == _DROP,
             )
 
 
 def contains(table: str, name: str, address: IPv4Address) -> bool:
     """Whether a set of an ``ip`` table has an address; no if there is no such set, or no nftables."""
     key = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, address.packed))
-    element = _attribute(_NESTED | _LIST_ELEMENT, key)
     wanted = (
         _attribute(_LIST_TABLE, table.encode() + b"\0")
         + _attribute(_LIST_SET, name.encode() + b"\0")
-        + _attribute(_NESTED | _LIST_ELEMENTS, element)
+        + _attribute(_NESTED | _LIST_ELEMENTS, _attribute(_NESTED | _LIST_ELEMENT, key))
     )
     try:
         return any(True for _ in _ask(_GET_SET_ELEMENT, _REQUEST, socket.AF_INET, wanted))
@@ -99,7 +97,7 @@ def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tupl
         kernel.send(head + body)
         more = True
         while more:
-            for answer, content in _messages(kernel.recv(_LARGEST)):
+            for answer, content in _parts(_MESSAGE, kernel.recv(_LARGEST)):
                 if answer == _ERROR:
                     error = -struct.unpack_from("=i", content)[0]
                     raise OSError(error, os.strerror(error))
@@ -109,20 +107,16 @@ def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tupl
             more = bool(flags & _DUMP)
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _MESSAGE.size:
-        length, kind, *_ = _MESSAGE.unpack_from(data)
-        yield kind, data[_MESSAGE.size : length]
+def _parts(head: struct.Struct, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and content of messages, or of attributes: their heads begin with a length and the type."""
+    while len(data) >= head.size:
+        length, kind, *_ = head.unpack_from(data)
+        yield kind, data[head.size : length]
         data = data[_padded(length) :]
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(data) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        found[kind & ~_NESTED] = data[_ATTRIBUTE.size : length]
-        data = data[_padded(length) :]
-    return found
+    return {kind & ~_NESTED: content for kind, content in _parts(_ATTRIBUTE, data)}
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -13,10 +13,7 @@ _ANY_PORT = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where packets for an address go: the interface, the gateway if any, and the route's own MTU if it has one.
-
-    ``local`` says that they stay here.
-    """
+    """Where packets for an address go; ``mtu`` is the route's own one, ``local`` says that they stay here."""
 
     interface: str
     gateway: str | None = None
@@ -27,12 +24,23 @@ class Route:
 def require(target: IPv4Address) -> Route:
     """Return the route to an address; raises HostError if there is none, CommandError if that is not to be had."""
     try:
-        text = command.run_now(["ip", "-json", "route", "get", str(target)])
+        return parse(command.run_now(["ip", "-json", "route", "get", str(target)]))
     except command.CommandError as error:
         if error.exit_status is None:
             raise
         raise HostError(f"no route to {target}: {' '.join(error.stderr.split())}: ip route get {target}") from None
-    return parse(text)
+
+
+def parse(text: str) -> Route:
+    """Parse the output of ``ip -json route get``."""
+    [entry] = json.loads(text)
+    metrics = entry.get("metrics") or [{}]
+    return Route(
+        interface=entry["dev"],
+        gateway=entry.get("gateway"),
+        mtu=metrics[0].get("mtu"),
+        local=entry.get("type") == "local",
+    )
 
 
 def problem(target: IPv4Address) -> str:
@@ -50,15 +58,3 @@ def default_interfaces() -> set[str]:
     routes = json.loads(command.run(["ip", "-json", "-4", "route", "show", "default"]) or "[]")
     hops = [hop for route in routes for hop in route.get("nexthops", [route])]
     return {hop["dev"] for hop in hops if "dev" in hop}
-
-
-def parse(text: str) -> Route:
-    """Parse the output of ``ip -json route get``."""
-    [entry] = json.loads(text)
-    metrics = entry.get("metrics") or [{}]
-    return Route(
-        interface=entry["dev"],
-        gateway=entry.get("gateway"),
-        mtu=metrics[0].get("mtu"),
-        local=entry.get("type") == "local",
-    )

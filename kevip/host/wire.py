@@ -9,58 +9,45 @@ from ipaddress import IPv4Address
 from time import monotonic, time
 
 BROADCAST = b"\xff" * 6
+ETH_P_IP, ETH_P_ARP = 0x0800, 0x0806
 
-_ETH_P_ALL, _ETH_P_IP, _ETH_P_ARP = 0x0003, 0x0800, 0x0806
+_ETH_P_ALL = 0x0003
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
 _TIMESPEC = struct.Struct("@ll")
 _ETHERNET_HEADER = 14
-_ENOUGH = 2048
-"""More bytes than a packet that interests us has."""
+_ENOUGH = 2048  # more bytes than a packet that interests us has
+_BUFFER = 4 << 20  # bytes that wait to be heard: a flood must not hide what counts. The default holds some 200 packets
+_AT_ONCE = 64  # packets to hear before other things have their turn
 
-_BUFFER = 4 << 20
-"""Bytes of packets that wait to be heard: a flood must not make us miss what counts. The default holds some 200."""
-
-_AT_ONCE = 64
-"""Packets to hear before other things have their turn."""
-
-Instruction = tuple[int, int, int, int]
-"""Code, jump if true, jump if false, operand: classic BPF (linux/filter.h)."""
+Instruction = tuple[int, int, int, int]  # classic BPF (linux/filter.h): code, jump if true, jump if false, operand
+Test = tuple[list[Instruction], int, int, bool]  # what loads a value, how to compare it, with what, what must come out
 
 _LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _RETURN = 0x30, 0x28, 0x20, 0x06
-_LOAD_LENGTH, _LOAD_BEHIND = 0xB1, 0x50
-"""Remember the length of the IP header, and load a byte that far behind an offset."""
-
+_LOAD_LENGTH, _LOAD_BEHIND = 0xB1, 0x50  # remember the IP header's length; load a byte that far behind an offset
 _EQUAL, _ANY_BIT = 0x15, 0x45
-_FRAGMENT = 0x3FFF
-"""The bits of more fragments, and of a fragment's offset, in the IP header's fourth half-word."""
-
-_PACKET_TYPE, _VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030
-"""What the kernel knows of a packet, as offsets (SKF_AD_OFF in linux/filter.h)."""
-
-Test = tuple[list[Instruction], int, int, bool]
-"""What loads something, how to compare it, with what, and what has to come of that."""
+_FRAGMENT = 0x3FFF  # bits of the IP header's fourth half-word: more fragments, and the offset of this one
+_PACKET_TYPE, _VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030  # offsets of what the kernel knows of a packet (SKF_AD_OFF)
 
 
 def _load(code: int, offset: int) -> Instruction:
     return code, 0, 0, offset
 
 
-def _filter(tests: Sequence[Test]) -> list[Instruction]:
-    """Return the filter for what passes all tests: each that fails jumps to the end."""
+def _filter(*tests: Test, outgoing: bool = False) -> list[Instruction]:
+    """Return the filter for what this host sends, or receives, and passes all tests: each that fails jumps to the end.
+
+    What has a VLAN tag is of another network.
+    """
+    ours: list[Test] = [
+        ([_load(_LOAD_BYTE, _PACKET_TYPE)], _EQUAL, socket.PACKET_OUTGOING, outgoing),
+        ([_load(_LOAD_BYTE, _VLAN_TAG_PRESENT)], _EQUAL, 0, True),
+    ]
     program: list[Instruction] = [(_RETURN, 0, 0, _ENOUGH), (_RETURN, 0, 0, 0)]
-    for loads, compare, operand, wanted in reversed(tests):
+    for loads, compare, operand, wanted in reversed([*ours, *tests]):
         away = len(program) - 1
         jump = (compare, 0, away, operand) if wanted else (compare, away, 0, operand)
         program = [*loads, jump, *program]
     return program
-
-
-def _ours(*, outgoing: bool) -> list[Test]:
-    """Return tests for what this host sends, or receives, without a VLAN tag: what has one is of another network."""
-    return [
-        ([_load(_LOAD_BYTE, _PACKET_TYPE)], _EQUAL, socket.PACKET_OUTGOING, outgoing),
-        ([_load(_LOAD_BYTE, _VLAN_TAG_PRESENT)], _EQUAL, 0, True),
-    ]
 
 
 def adverts(protocol: int, group: IPv4Address, vhid: int, *, outgoing: bool) -> list[Instruction]:
@@ -68,23 +55,22 @@ def adverts(protocol: int, group: IPv4Address, vhid: int, *, outgoing: bool) -> 
 
     The kernel does that for us: whoever is on the network can send any number of others.
     """
-    return _filter([
-        *_ours(outgoing=outgoing),
-        ([_load(_LOAD_HALF, 12)], _EQUAL, _ETH_P_IP, True),
+    return _filter(
+        ([_load(_LOAD_HALF, 12)], _EQUAL, ETH_P_IP, True),
         ([_load(_LOAD_BYTE, 23)], _EQUAL, protocol, True),
         ([_load(_LOAD_WORD, 30)], _EQUAL, int(group), True),
         ([_load(_LOAD_HALF, 20)], _ANY_BIT, _FRAGMENT, False),
         ([_load(_LOAD_LENGTH, _ETHERNET_HEADER), _load(_LOAD_BEHIND, _ETHERNET_HEADER + 1)], _EQUAL, vhid, True),
-    ])  # fmt: skip
+        outgoing=outgoing,
+    )
 
 
 def arp_from(address: IPv4Address) -> list[Instruction]:
     """Return the filter for ARP packets of others, requests and replies, whose sender says that it has an address."""
-    return _filter([
-        *_ours(outgoing=False),
-        ([_load(_LOAD_HALF, 12)], _EQUAL, _ETH_P_ARP, True),
+    return _filter(
+        ([_load(_LOAD_HALF, 12)], _EQUAL, ETH_P_ARP, True),
         ([_load(_LOAD_WORD, 28)], _EQUAL, int(address), True),
-    ])  # fmt: skip
+    )
 
 
 class Wire:
@@ -94,9 +80,11 @@ class Wire:
     """
 
     def __init__(self, interface: str, instructions: Sequence[Instruction]) -> None:
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
+        program = struct.pack("HL", len(instructions), ctypes.addressof(code))
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         try:
-            self._attach(instructions)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             with suppress(OSError):  # who may not have more has what all have
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
@@ -104,21 +92,13 @@ class Wire:
         except BaseException:
             self._socket.close()
             raise
-
-    def _attach(self, instructions: Sequence[Instruction]) -> None:
-        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
-        program = struct.pack("HL", len(instructions), ctypes.addressof(code))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        self.fileno, self.close = self._socket.fileno, self._socket.close
 
     @property
     def mac(self) -> bytes:
         """The interface's MAC address as it is now: that of a bond may change."""
         mac: bytes = self._socket.getsockname()[4]
         return mac
-
-    def fileno(self) -> int:
-        """Return what to select on."""
-        return self._socket.fileno()
 
     def hear(self) -> Iterator[tuple[float, bytes]]:
         """Yield packets from their Ethernet header on, with the time at which they went by, by the monotonic clock.
@@ -136,11 +116,7 @@ class Wire:
 
     def send_ip(self, *, to: bytes, source: bytes, packet: bytes) -> None:
         """Send an IPv4 packet in an Ethernet frame; raises OSError."""
-        self.send(to=to, source=source, kind=_ETH_P_IP, payload=packet)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        self.send(to=to, source=source, kind=ETH_P_IP, payload=packet)
 
 
 def payload(packet: bytes) -> bytes:
