@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 
 from kevip.election.carp import checksum
 
-_ECHO, _ECHO_REPLY = b"\x08\0", b"\0"
-"""Type and code of what is sent, the type of what comes back."""
-
+_ECHO, _ECHO_REPLY = b"\x08\0", b"\0"  # ICMP: type and code of what is sent, the type of what comes back
 _OK = range(200, 400)
 _LONGEST_HEAD = 16384
+_Place = tuple[str, int] | None  # address and port to ask from, if they matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +63,19 @@ def ask(check: Check, target: IPv4Address | None, timeout: float, source: IPv4Ad
 
     Resolving a name is not limited by that; an Asker is what limits it.
     """
-    begin = monotonic()
+    begin, here = monotonic(), (str(source), 0) if source else None
     try:
         if check.kind == "http":
-            _get(check.url, source, begin + timeout)
+            _get(check.url, here, begin + timeout)
         elif check.kind == "tcp":
-            socket.create_connection((str(target), check.port), timeout, _from(source)).close()
+            socket.create_connection((str(target), check.port), timeout, here).close()
         else:
-            _echo(str(target), source, begin + timeout)
+            _echo(str(target), here, begin + timeout)
     except TimeoutError:
         return UNANSWERED
     except OSError as error:
         return Answer(problem=error.strerror or str(error) or type(error).__name__)
     return Answer(seconds=monotonic() - begin)
-
-
-def _from(source: IPv4Address | None) -> tuple[str, int] | None:
-    return (str(source), 0) if source else None
 
 
 def _left(deadline: float) -> float:
@@ -90,12 +85,12 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _get(address: str, source: IPv4Address | None, deadline: float) -> None:
+def _get(address: str, here: _Place, deadline: float) -> None:
     """Get a page as far as its head goes; raises OSError: http.client limits each read, and not all of them."""
     url = urlsplit(address)
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
     head = b""
-    with socket.create_connection((url.hostname or "", url.port or 80), _left(deadline), _from(source)) as connection:
+    with socket.create_connection((url.hostname or "", url.port or 80), _left(deadline), here) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n\r\n".encode())
         while not re.search(rb"\n\r?\n", head) and len(head) < _LONGEST_HEAD:
             connection.settimeout(_left(deadline))
@@ -109,13 +104,13 @@ def _get(address: str, source: IPv4Address | None, deadline: float) -> None:
         raise OSError(None, f"HTTP status {int(status[1])}")
 
 
-def _echo(target: str, source: IPv4Address | None, deadline: float) -> None:
+def _echo(target: str, here: _Place, deadline: float) -> None:
     """Send an ICMP echo (RFC 792) and wait for its reply; raises OSError."""
     identifier = os.urandom(2)
     rest = identifier + b"\0\1"  # a sequence number
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        if source:
-            raw.bind((str(source), 0))
+        if here:
+            raw.bind(here)
         raw.connect((target, 0))
         raw.send(_ECHO + checksum(_ECHO + b"\0\0" + rest).to_bytes(2) + rest)
         body = b""

@@ -10,8 +10,7 @@ from time import monotonic
 
 from kevip.health.ask import Answer, Asker
 
-PATIENCE = 3.0
-"""Seconds that TARGET has to answer, at most."""
+PATIENCE = 3.0  # seconds that TARGET has to answer, at most
 
 
 class Judge:
@@ -23,8 +22,7 @@ class Judge:
     def __init__(self, *, fall: int, rise: int) -> None:
         self._needed = {False: fall, True: rise}
         self._last, self._in_a_row = True, 0
-        self.up = True
-        self.known = False
+        self.up, self.known = True, False
 
     def doubt(self) -> None:
         """Know nothing: what was asked from another address says nothing of this one. The verdict stays till then."""
@@ -33,13 +31,10 @@ class Judge:
     def hear(self, *, success: bool) -> bool:
         """Take a result into account; say whether that changed the verdict."""
         self._in_a_row = self._in_a_row + 1 if success is self._last else 1
-        self._last = success
-        if self._in_a_row < self._needed[success]:
-            return False
-        self.known = True
-        changed = self.up is not success
-        self.up = success
-        return changed
+        self._last, before = success, self.up
+        if self._in_a_row >= self._needed[success]:
+            self.up, self.known = success, True
+        return self.up is not before
 
 
 class Prober:
@@ -57,8 +52,7 @@ class Prober:
         self._answers: SimpleQueue[tuple[IPv4Address | None, Answer]] = SimpleQueue()
         self._ready = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         due = monotonic()

@@ -1,7 +1,6 @@
 """Whether this host reaches TARGET, by all that is known of it: one input of the core, whose policy it is."""
 
 from collections.abc import Callable
-from functools import partial
 from ipaddress import IPv4Address
 
 from kevip.core.messages import Event, Target
@@ -9,8 +8,7 @@ from kevip.health.ask import Answer
 from kevip.health.prober import Judge, Prober
 from kevip.loop import Loop
 
-GLANCE = 0.5
-"""Seconds between looks at the route, which cost next to nothing."""
+GLANCE = 0.5  # seconds between looks at the route, which cost next to nothing
 
 
 class Watch:
@@ -31,20 +29,17 @@ class Watch:
         vip: IPv4Address | None,
         unrouted: Callable[[], str] | None,
     ) -> None:
-        self._loop = loop
-        self._tell = tell
-        self._told = told
-        self._judge = judge
-        self._prober = prober
+        self._loop, self._tell, self._told = loop, tell, told
+        self._judge, self._prober = judge, prober
         self._vip = vip
         self._unrouted, self._problem = unrouted, ""
         if unrouted:
             loop.after(0, self._glance)
         if prober:
-            loop.watch(prober, partial(self._on_answers, prober))
+            loop.watch(prober, self._on_answers)
 
-    def _on_answers(self, prober: Prober) -> None:
-        for answer in prober.answers():
+    def _on_answers(self) -> None:
+        for answer in self._prober.answers() if self._prober else ():
             self._judge.hear(success=not answer.problem)
             self._told(answer, self._judge.up)
         self._say()
@@ -52,7 +47,7 @@ class Watch:
     def serves(self, *, vip: bool) -> None:
         """Ask from the VIP while this host serves it; of that, what was asked from elsewhere says nothing."""
         if self._prober and self._vip:
-            source: IPv4Address | None = self._vip if vip else None
+            source = self._vip if vip else None
             if vip and source != self._prober.source:
                 self._judge.doubt()
             self._prober.source = source
