@@ -7,14 +7,10 @@ class ExitStatus(IntEnum):
     """Exit statuses of kevip; README lists them for users."""
 
     OK = 0
-    FAILURE = 1
-    """Something failed while running: a bug, or a host that stopped cooperating."""
-    USAGE = 2
-    """The settings are incomplete or wrong."""
-    HOST = 3
-    """This host cannot do it: an interface, a program, a capability or a sysctl is missing."""
-    BUSY = 4
-    """Another kevip serves this VIP on this host already."""
+    FAILURE = 1  # something failed while running: a bug, or a host that stopped cooperating
+    USAGE = 2  # the settings are incomplete or wrong
+    HOST = 3  # this host cannot do it: an interface, a program, a capability or a sysctl is missing
+    BUSY = 4  # another kevip serves this VIP on this host already
 
 
 class KevipError(Exception):

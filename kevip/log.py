@@ -1,22 +1,18 @@
 """Log events as key-value lines on stderr: JSON for machines, aligned text for a terminal."""
 
-import contextlib
 import json
 import os
 import select
 import sys
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal
 
 import structlog
 
 Format = Literal["auto", "json", "text"]
 Level = Literal["debug", "info", "warning", "error"]
-
-
-class Warn(Protocol):
-    """Logs a warning about a subject, but not the same one again and again."""
-
-    def __call__(self, event: str, subject: object, **context: object) -> None: ...  # noqa: D102
+Warn = Callable[..., None]  # logs an event about a subject, with its context, but not the same one again and again
 
 
 class _Stderr:
@@ -31,10 +27,9 @@ class _Stderr:
     def write(self, text: str) -> None:
         if self._dropped:
             text = json.dumps({"event": "log.dropped", "level": "warning", "lines": self._dropped}) + "\n" + text
-        with contextlib.suppress(OSError, ValueError):
-            self._dropped = (
-                0 if _write(sys.stderr.fileno(), text.encode(errors="backslashreplace")) else self._dropped + 1
-            )
+        with suppress(OSError, ValueError):
+            whole = _write(sys.stderr.fileno(), text.encode(errors="backslashreplace"))
+            self._dropped = 0 if whole else self._dropped + 1
 
     def flush(self) -> None:
         """Do nothing: nothing is kept."""
@@ -53,18 +48,15 @@ def _write(fd: int, data: bytes) -> bool:
 
 def configure(*, form: Format, level: Level) -> None:
     """Set up logging once, before the first event. ``auto`` is text on a terminal and JSON elsewhere."""
-    text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    finish: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-        if text
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+    finish: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    if form == "text" or (form == "auto" and sys.stderr.isatty()):
+        finish = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    timestamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *finish,
-        ],
+        processors=[structlog.processors.add_log_level, timestamp, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=_Stderr()),  # type: ignore[arg-type]  # only write and flush
     )

@@ -25,16 +25,15 @@ class Loop:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self.now = clock
         self._selector = selectors.DefaultSelector()
-        self._watched: set[selectors.SelectorKey] = set()
         self._due: dict[Action, float] = {}
 
     def watch(self, source: Readable | int, action: Action) -> None:
         """Call the action whenever the source is readable."""
-        self._watched.add(self._selector.register(source, selectors.EVENT_READ, action))
+        self._selector.register(source, selectors.EVENT_READ, action)
 
     def forget(self, source: Readable | int) -> None:
         """Watch a source no more; to be called before it is closed."""
-        self._watched.discard(self._selector.unregister(source))
+        self._selector.unregister(source)
 
     def after(self, seconds: float, action: Action) -> None:
         """Call the action once, after some seconds; replaces an earlier time for it."""
@@ -54,7 +53,7 @@ class Loop:
         wait = max(min(self._due.values()) - self.now(), 0.0) if self._due else None
         # Where this process was stopped for a while, a wait that is over says nothing of what came meanwhile.
         for key, _ in self._selector.select(wait) or self._selector.select(0):
-            if key in self._watched:  # an action before it may have ended it
+            if key in self._selector.get_map().values():  # an action before it may have ended it
                 key.data()
         now = self.now()
         for action in [action for action, due in self._due.items() if due <= now]:
