@@ -29,7 +29,7 @@ from kevip.config import (
     parse_ports,
 )
 from kevip.dataplane import plane
-from kevip.dataplane.select import Dataplane, installed, select
+from kevip.dataplane.select import Dataplane, select
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
 from kevip.health.ask import parse_check
 from kevip.host import kernel, lock
@@ -366,7 +366,7 @@ def _cleanup(**given: Any) -> None:
         raise HostError("capability NET_ADMIN is missing: run it as root")
     state = StateFile(run_dir, vip)
     with lock.take(vip):
-        removed = [str(each) for each in plane.clear(vip, installed().values(), [select("auto")[0]])]
+        removed = [str(each) for each in plane.clear(vip, select("auto")[0])]
         try:
             removed += [str(state.path)] if state.remove() else []
         except OSError as error:

@@ -16,7 +16,8 @@ from kevip.core.instance import TICK, step
 from kevip.core.messages import Do, Level
 from kevip.core.states import Instance, is_over, next_due
 from kevip.dataplane.announcer import Announcer
-from kevip.dataplane.plane import Drift, Plane
+from kevip.dataplane.plane import Plane
+from kevip.dataplane.ruleset import Drift
 from kevip.election.engine import Engine
 from kevip.errors import KevipError
 from kevip.health.watch import Watch

@@ -10,6 +10,7 @@ from kevip.dataplane import conntrack
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Plane
 from kevip.dataplane.rules import Proxy
+from kevip.dataplane.ruleset import Ruleset
 from kevip.election.standing import UcarpEngine
 from kevip.election.ucarp import Candidacy
 from kevip.errors import HostError, KevipError
@@ -71,7 +72,8 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
     )
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
 
-    plane = Plane(proxy, host.backend, loop, daemon, reporter.warn_once, follows=config.dataplane == "auto")
+    rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
+    plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
     daemon.attach(
         engine=UcarpEngine(_candidacy(config, host), loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,

@@ -5,24 +5,20 @@ host may have a hundred thousand rules and connections of others. A job beside i
 is still what it was begun for.
 """
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address
 from math import inf
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from kevip.core.messages import Level
 from kevip.dataplane import conntrack, lease, select
-from kevip.dataplane.backend import Backend, Changes, flaws, texts
-from kevip.dataplane.iptables import Iptables
-from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import TRANSLATION, Part, Parts, Proxy
+from kevip.dataplane.backend import Backend, Changes
+from kevip.dataplane.ruleset import Drift, Kind, Plan, Ruleset, Whole, remove
 from kevip.errors import KevipError
-from kevip.host import kernel, nfnetlink
+from kevip.host import kernel
 from kevip.host.beside import Beside, Job
 from kevip.host.command import CommandError, Scope
 from kevip.log import Warn
@@ -39,28 +35,6 @@ _CHEAP, _SHARE, _SHARE_OF_FAILED = 0.05, 100, 10
 
 _TOLD = 10  # drifts that are told, at most: there may be a rule for each of thousands of networks
 _PATIENCE = 3.0  # seconds that are waited at the end for what is under way
-
-Plan = dict[Backend, Parts]
-"""Which rules belong into which back ends. The first of them translates."""
-
-
-class Kind(StrEnum):
-    """What can drift. The names are labels of metrics."""
-
-    ADDRESS = "address"
-    FORWARDING = "forwarding"
-    FOREIGN_NAT = "foreign-nat"
-    RULES = "rules"
-
-
-class Drift(NamedTuple):
-    """Something that was not as it should be."""
-
-    kind: Kind
-    detail: str
-
-    def __str__(self) -> str:
-        return self.detail
 
 
 class Listener(Protocol):
@@ -84,29 +58,19 @@ class _Look:
     rules: bool
     drifts: list[Drift] = field(default_factory=list)
     plan: Plan | None = None
-    whole: dict[Backend, list[str]] = field(default_factory=dict)
+    whole: Whole = field(default_factory=dict)
     error: KevipError | None = None
     seconds: float = 0.0
 
 
 class Plane:
-    """Brings this host to a level, and keeps it there. To be made after privileges were dropped.
+    """Brings this host to a level, and keeps it there. To be made after privileges were dropped."""
 
-    ``follows`` says that the rules may go to nftables when others begin to translate there.
-    """
-
-    def __init__(  # noqa: PLR0913 - each is one of its parts
-        self, proxy: Proxy, backend: Backend, loop: Loop, listener: Listener, warn: Warn, *, follows: bool = False
-    ) -> None:
-        self._proxy, self._vip = proxy, proxy.vip
+    def __init__(self, vip: IPv4Address, rules: Ruleset, loop: Loop, listener: Listener, warn: Warn) -> None:
+        self._vip, self._rules = vip, rules
         self._loop, self._beside = loop, Beside(loop)
         self._listener, self._warn = listener, warn
-        self._backends = select.installed() | {backend.name: backend}
-        self._follows = follows and Nftables.name in self._backends
-        self._backend, self._restore, self._ip = backend, backend.standby(), lease.standby()
-        self._adopt({backend: TRANSLATION} if proxy.target else {})
-        self._whole: dict[Backend, list[str]] = {}
-        self._installed: bool | None = False  # whether our rules are here, None for some of them, or perhaps
+        self._ip = lease.standby()
         self._is_new = self._removes = False
         self._next_look = -inf
         self.interface = ""
@@ -115,12 +79,12 @@ class Plane:
     @property
     def backend(self) -> str:
         """The name of the back end that has the rules, or would have them."""
-        return self._backend.name
+        return self._rules.backend.name
 
     @property
     def rules(self) -> dict[str, list[str]]:
         """The rules that are here when all is well, by back end, as they are saved; none until they were looked at."""
-        return {backend.name: rules for backend, rules in self._whole.items()} if self.level is Level.HELD else {}
+        return {each.name: rules for each, rules in self._rules.whole.items()} if self.level is Level.HELD else {}
 
     def apply(self, level: Level) -> None:
         """Bring the host to a level; raises KevipError.
@@ -151,12 +115,7 @@ class Plane:
         self._removes = False
         try:
             self._beside.cancel(scope.left())
-            if self._plan and not self._installed:
-                self._installed, self._whole = None, {}
-                for backend, text in self._setups.items():
-                    program = self._restore if backend == self._backend else backend.standby()
-                    program.run(text)
-                self._installed = True
+            self._rules.install()
             lease.take(self._vip, self.interface, self._ip)
         except KevipError:
             self._begin_removal()
@@ -180,18 +139,12 @@ class Plane:
 
     def _remove(self, job: Job) -> Action:
         """Remove, beside the loop, what is left here."""
-
-        @contextmanager
-        def changes() -> Iterator[None]:
-            with job.changes():
-                self._installed = None
-                yield
-
+        left = 0
         try:
-            _drop_all(self._vip, job.changes)
-            if self._plan:
-                remove_rules(self._vip, self._backends.values(), self._plan, changes)
-            left = conntrack.forget(self._vip) if self._plan else 0
+            drop_all(self._vip, job.changes)
+            if self._rules.plan:
+                self._rules.removes(job.changes)
+                left = conntrack.forget(self._vip)
         except KevipError as error:
             return partial(self._removed, error)
         return partial(self._removed, left=left)
@@ -202,7 +155,7 @@ class Plane:
             hint = "it is tried again; rules that are left do nothing"
             self._warn("release.failed", "rules", error=str(error), hint=hint)
         else:
-            self._installed = False
+            self._rules.here = False
         if left:
             hint = "there are too many to forget them all: the kernel does when nothing is sent any more"
             self._warn("release.slow", None, connections=left, hint=hint)
@@ -221,8 +174,7 @@ class Plane:
 
     def _stand_by(self) -> None:
         try:
-            if self._plan:
-                self._restore.start()
+            self._rules.stand_by()
             self._ip.start()
         except CommandError as error:
             self._warn("drift.not_repaired", None, error=str(error))
@@ -230,13 +182,12 @@ class Plane:
     def _look(self, look: _Look, job: Job) -> Action:
         begin = monotonic()
         try:
-            if look.level is Level.HELD and self._plan:
+            if look.level is Level.HELD and self._rules.plan:
                 self._look_as_master(look, job.changes)
-            elif look.level is Level.NONE and self._installed is False and (look.rules or lease.held(self._vip)):
+            elif look.level is Level.NONE and self._rules.here is False and (look.rules or lease.held(self._vip)):
                 look.rules = True
                 look.drifts = self._clear(job.changes)
-                if self._plan:
-                    look.plan = self._survey(look.drifts)
+                look.plan = self._rules.survey(look.drifts, opens=False)
         except KevipError as error:
             look.error = error
         look.seconds = monotonic() - begin
@@ -251,45 +202,14 @@ class Plane:
             return
         if self._is_new:
             conntrack.forget_untranslated(self._vip)
-        plan = self._survey(look.drifts)
-        for backend, parts in plan.items():
-            look.whole[backend] = self._mend(backend, parts, look.drifts, changes)
-        for backend in self._plan.keys() - plan.keys():
-            backend.remove(self._vip, backend.save(self._vip), changes)
-        look.plan = plan
-
-    def _survey(self, drifts: list[Drift]) -> Plan:
-        """Return what belongs where, by what others have on this host: it follows them."""
-        chains, backend = nfnetlink.base_chains(), self._backend
-        if self._follows and backend.name != Nftables.name and (others := select.ahead(backend, chains)):
-            drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {backend.name}: nftables takes over"))
-            backend = self._backends[Nftables.name]
-        closed = [each for each in self._backends.values() if isinstance(each, Iptables) and each.drops(chains)]
-        if self.level is Level.HELD and not self._is_new:
-            new = [each.name for each in closed if Part.ACCEPT not in self._plan.get(each, ())]
-            drifts += [Drift(Kind.FORWARDING, f"the policy of FORWARD in {name} is to drop") for name in new]
-        plan = {backend: TRANSLATION} | {each: frozenset() for each in closed if each != backend}
-        return {each: parts | {Part.ACCEPT} if each in closed else parts for each, parts in plan.items()}
-
-    def _mend(self, backend: Backend, parts: Parts, drifts: list[Drift], changes: Changes) -> list[str]:
-        """See to it that all rules are there and nothing else; return them."""
-        saved, whole = backend.save(self._vip), self._whole.get(backend) if self._plan.get(backend) == parts else None
-        wrong = flaws(backend, self._vip, saved, whole) if whole else []
-        found = texts(backend, self._vip, saved)
-        if wrong or (not whole and len(found) != backend.size(self._proxy, parts)):
-            with changes():
-                backend.repair(self._proxy, parts, saved)
-            found = texts(backend, self._vip, backend.save(self._vip))
-        drifts += [Drift(Kind.RULES, flaw) for flaw in wrong]
-        return found
+        look.plan, look.whole = self._rules.looks(look.drifts, changes, is_new=self._is_new)
 
     def _looked(self, look: _Look) -> None:
         if look.rules:
             share = _SHARE_OF_FAILED if look.error else _SHARE
             self._next_look = self._loop.now() + max(CHECK, (look.seconds - _CHEAP) * share)
-        if look.plan:
-            self._adopt(look.plan)
-            self._whole = look.whole
+        if look.plan is not None:
+            self._rules.adopt(look.plan, look.whole)
         self._tell(look.drifts)
         is_new, self._is_new = self._is_new, False
         if isinstance(look.error, CommandError) and look.error.exit_status is None:
@@ -299,15 +219,6 @@ class Plane:
         elif look.error:
             event = "takeover.incomplete" if is_new else "drift.not_repaired"
             self._warn(event, None, error=str(look.error))
-
-    def _adopt(self, plan: Plan) -> None:
-        """Have rules where this says from now on."""
-        self._plan = plan
-        self._setups = {backend: backend.setup(self._proxy, parts) for backend, parts in plan.items()}
-        backend = next(iter(plan), self._backend)
-        if backend != self._backend:
-            self._restore.stop()
-            self._backend, self._restore = backend, backend.standby()
 
     def _tell(self, drifts: list[Drift]) -> None:
         more = [Drift(drifts[-1].kind, f"and {len(drifts) - _TOLD} more")] if len(drifts) > _TOLD else []
@@ -319,39 +230,33 @@ class Plane:
         return [str(each) for each in self._clear(nullcontext)]
 
     def _clear(self, changes: Changes) -> list[Drift]:
-        return clear(self._vip, self._backends.values(), [self._backend], changes)
+        found = [Drift(Kind.ADDRESS, f"address on {name}") for name in drop_all(self._vip, changes)]
+        return found + _forgotten(self._vip, self._rules.removes(changes))
 
     def end(self, patience: float = _PATIENCE) -> None:
         """Remove what is still here, and wait so many seconds for that; raises KevipError if something may be left."""
         self._loop.cancel(self.look)
-        self._restore.stop()
+        self._rules.stand_down()
         self._ip.stop()
         try:
-            if self.level is not Level.NONE or self._installed is not False:
+            if self.level is not Level.NONE or self._rules.here is not False:
                 self.apply(Level.NONE)
         finally:
             self._beside.close(patience)
-        if self._installed is not False:
+        if self._rules.here is not False:
             raise KevipError(f"rules for {self._vip} are left on this host: the next start removes them")
 
 
-def clear(
-    vip: IPv4Address, backends: Iterable[Backend], needed: Collection[Backend], changes: Changes = nullcontext
-) -> list[Drift]:
-    """Remove each lease of the VIP, then its rules, and say what was there. Raises KevipError.
+def clear(vip: IPv4Address, needed: Backend) -> list[Drift]:
+    """Remove each lease of the VIP, then its rules in all back ends that work here, and say what was there.
 
-    Back ends that do not work are passed over, unless they are ``needed``.
+    Raises KevipError, also if a back end that is needed does not work.
     """
-    found = [Drift(Kind.ADDRESS, f"address on {name}") for name in _drop_all(vip, changes)]
-    cleared = remove_rules(vip, backends, needed, changes)
-    found += [Drift(Kind.RULES, f"rules in {name}") for name in cleared]
-    if cleared and (tracked := conntrack.count(vip)):
-        conntrack.forget(vip)
-        found.append(Drift(Kind.RULES, f"{tracked} tracked connection{'' if tracked == 1 else 's'}"))
-    return found
+    found = [Drift(Kind.ADDRESS, f"address on {name}") for name in drop_all(vip)]
+    return found + _forgotten(vip, remove(vip, select.installed().values(), [needed]))
 
 
-def _drop_all(vip: IPv4Address, changes: Changes) -> list[str]:
+def drop_all(vip: IPv4Address, changes: Changes = nullcontext) -> list[str]:
     """Remove each lease of the VIP; return the interfaces that held one."""
     names = lease.held(vip)
     for name in names:
@@ -360,18 +265,10 @@ def _drop_all(vip: IPv4Address, changes: Changes) -> list[str]:
     return names
 
 
-def remove_rules(
-    vip: IPv4Address, backends: Iterable[Backend], needed: Collection[Backend], changes: Changes = nullcontext
-) -> list[str]:
-    """Remove all rules of the VIP as ``clear`` does; return the names of the back ends that had any."""
-    found = []
-    for each in backends:
-        try:
-            saved = each.save(vip)
-        except KevipError:
-            if each in needed:
-                raise
-            continue
-        if each.remove(vip, saved, changes):
-            found.append(each.name)
+def _forgotten(vip: IPv4Address, cleared: list[str]) -> list[Drift]:
+    """Forget the connections that rules in these back ends translated, and say what was there."""
+    found = [Drift(Kind.RULES, f"rules in {name}") for name in cleared]
+    if cleared and (tracked := conntrack.count(vip)):
+        conntrack.forget(vip)
+        found.append(Drift(Kind.RULES, f"{tracked} tracked connection{'' if tracked == 1 else 's'}"))
     return found

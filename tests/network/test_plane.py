@@ -13,8 +13,9 @@ from lab.network import Namespace
 
 from kevip.core.messages import Level
 from kevip.dataplane.iptables import Iptables
-from kevip.dataplane.plane import Drift, Kind, Plane
+from kevip.dataplane.plane import Plane
 from kevip.dataplane.rules import Proxy
+from kevip.dataplane.ruleset import Drift, Kind, Ruleset
 from kevip.errors import HostError, KevipError
 from kevip.host import command, kernel
 from kevip.loop import Loop
@@ -30,9 +31,9 @@ nat -A PREROUTING {CANARY}
 RULES = f"""\
 eth0 10.77.0.11/24 forever
 mangle -A PREROUTING -m comment --comment "kevip:10.77.0.100" -j KEVIP-GUARD-10.77.0.100
+mangle -A FORWARD -m conntrack --ctstate DNAT --ctorigdst 10.77.0.100 -m comment --comment "kevip:10.77.0.100"
 mangle -A KEVIP-GUARD-10.77.0.100 -s 10.77.0.9/32 -d 10.77.0.100/32 -m addrtype --dst-type LOCAL -m conntrack \
 --ctstate INVALID,NEW -m comment --comment "kevip:10.77.0.100" -j DROP
-mangle -A FORWARD -m conntrack --ctstate DNAT --ctorigdst 10.77.0.100 -m comment --comment "kevip:10.77.0.100"
 nat -A PREROUTING -m comment --comment "kevip:10.77.0.100" -j KEVIP-DNAT-10.77.0.100
 nat -A PREROUTING {CANARY}
 nat -A OUTPUT -m comment --comment "kevip:10.77.0.100" -j KEVIP-DNAT-10.77.0.100
@@ -61,7 +62,8 @@ class Host:
         self.offset = 0.0
         self.loop = Loop(lambda: time.monotonic() + self.offset)
         proxy = Proxy(vip=VIP, target=TARGET, **settings)  # type: ignore[arg-type]
-        self.plane = Plane(proxy, backend, self.loop, self, self.warn, follows=True)
+        self.rules = Ruleset(proxy, backend, follows=True)
+        self.plane = Plane(VIP, self.rules, self.loop, self, self.warn)
         self.plane.interface = "eth0"
 
     def cleared(self, *, ok: bool) -> None:
@@ -118,7 +120,7 @@ class Host:
         path = self.tools / name
         path.write_text(f"#!/bin/sh\nreal={command.find(name)}\n{script}\n")
         path.chmod(0o755)
-        for standby in (self.plane._restore, self.plane._ip):  # noqa: SLF001 - they are the real ones
+        for standby in (self.rules._restore, self.plane._ip):  # noqa: SLF001 - they are the real ones
             standby.stop()
 
     def mend(self) -> None:

@@ -13,6 +13,7 @@ from kevip.dataplane import plane, select
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
+from kevip.dataplane.ruleset import Ruleset
 from kevip.election import adverts, standing
 from kevip.election.engine import Engine
 from kevip.election.ucarp import Candidacy
@@ -77,9 +78,8 @@ class Simulated:
         question = parse_check("tcp:80") if given.pop("check", False) else None
         told = _reporter(host, daemon, self._state, str(question or ""))
         interval, fall, rise = (given.pop(name) for name in _CHECK)
-        made = plane.Plane(
-            Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft", "nft"), loop, daemon, told.warn_once  # type: ignore[arg-type]
-        )  # fmt: skip
+        rules = Ruleset(Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft", "nft"), follows=True)
+        made = plane.Plane(VIP, rules, loop, daemon, told.warn_once)  # type: ignore[arg-type]
         try:
             if removed := made.cleanup():
                 told.log.warning("leftovers.removed", what=removed)
