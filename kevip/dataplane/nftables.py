@@ -43,16 +43,13 @@ class Nftables:
 
     def save(self, vip: IPv4Address | None = None, *, counters: bool = True) -> str:
         """Return our tables, or that of one VIP; raises CommandError. Counters are always there."""
-        names = {chain.table for chain in nfnetlink.base_chains()}
-        tables = sorted(names & {f"{PREFIX}{vip}"} if vip else filter(re.compile(PREFIX).match, names))
-        if not tables:
-            return ""
+        del counters
         try:
-            return command.run_now(_NFT, stdin="".join(f"list table ip {table}\n" for table in tables))
+            return _listed(vip)
         except command.CommandError as error:
-            if counters and "No such file" in error.stderr:  # one of them went meanwhile
-                return self.save(vip, counters=False)
-            raise
+            if "No such file" not in error.stderr:
+                raise
+        return _listed(vip)  # a table went while it was to be listed
 
     def setup(self, proxy: Proxy, parts: Parts) -> str:
         """Return the text that replaces the table of a VIP, in one transaction."""
@@ -98,6 +95,12 @@ class Nftables:
         """Say nothing: a table of our own holds no rules of others."""
         del vip, saved
         yield from ()
+
+
+def _listed(vip: IPv4Address | None) -> str:
+    names = {chain.table for chain in nfnetlink.base_chains()}
+    tables = sorted(names & {f"{PREFIX}{vip}"} if vip else filter(re.compile(PREFIX).match, names))
+    return command.run_now(_NFT, stdin="".join(f"list table ip {each}\n" for each in tables)) if tables else ""
 
 
 def _sets(proxy: Proxy) -> Iterator[str]:

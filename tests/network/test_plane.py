@@ -306,7 +306,7 @@ def test_of_many_drifts_ten_are_told_and_how_many_more(host: Namespace, tools: P
         it.space.iptables("-t", "mangle", "-F")
         it.look()
         assert len(it.told) == 11
-        assert str(it.told[-1]) == "and 44 more"
+        assert str(it.told[-1]) == "and 45 more"
         it.plane.end()
         it.loop.close()
 
