@@ -309,17 +309,19 @@ def installed() -> dict[Kind, Iptables]:
     found: dict[Kind, Iptables] = {
         kind: Iptables(f"iptables-{kind}", kind) for kind in KINDS if command.find(f"iptables-{kind}-restore")
     }
-    if not found and command.find("iptables-restore"):
-        found[default()] = Iptables("iptables", default())
+    if not found and command.find("iptables-restore") and (kind := default()):
+        found[kind] = Iptables("iptables", kind)
     return found
 
 
-def default() -> Kind:
-    """Return which one plain ``iptables`` stands for on this host; raises CommandError."""
+def default() -> Kind | None:
+    """Return which one plain ``iptables`` stands for on this host, None without it; raises CommandError."""
+    if not command.find("iptables"):
+        return None
     return "nft" if "nf_tables" in command.run(["iptables", "--version"]) else "legacy"
 
 
-def choose(saved: Mapping[Kind, str], preset: Kind) -> tuple[Kind, str]:
+def choose(saved: Mapping[Kind, str], preset: Kind | None) -> tuple[Kind, str]:
     """Choose the one that the host uses, and say why.
 
     Rules in the other one would work, but not in the order that we count on. ``saved`` is each one's
@@ -331,6 +333,6 @@ def choose(saved: Mapping[Kind, str], preset: Kind) -> tuple[Kind, str]:
     used = [kind for kind, text in saved.items() if "\n-A " in text]
     if len(used) == 1:
         return used[0], "it has rules"
-    if preset in saved:
+    if preset and preset in saved:
         return preset, "it is this host's default"
     return next(iter(saved)), "it is the only one that works"

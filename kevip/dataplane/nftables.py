@@ -30,7 +30,7 @@ _PARTS = {
     "prerouting": Part.DNAT,
     "output": Part.DNAT,
     "postrouting": Part.SNAT,
-    "all": Part.MASQUERADE,
+    "leaving": Part.MASQUERADE,
 }
 
 
@@ -135,7 +135,7 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
         for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
             yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
     if Part.MASQUERADE in parts and proxy.global_masquerade:  # behind the rules of others, as it is in iptables
-        yield _chain("all", "nat hook postrouting", nfnetlink.SRCNAT + _AHEAD, "counter masquerade")
+        yield _chain("leaving", "nat hook postrouting", nfnetlink.SRCNAT + _AHEAD, "counter masquerade")
     elif Part.SNAT in parts:
         snat = f"{translated} counter snat to {proxy.vip}"
         yield _chain("postrouting", "nat hook postrouting", srcnat, snat)

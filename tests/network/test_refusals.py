@@ -127,19 +127,24 @@ def test_tells_all_that_is_wrong_with_the_host_at_once(refused: Refused) -> None
     ]  # fmt: skip
 
 
-def test_refuses_tables_that_iptables_cannot_read_where_there_is_no_nft(
-    refused: Refused, host: Namespace, tmp_path: Path
-) -> None:
-    """They hold rules made with nft; ours could be added there, but not seen and not removed."""
-    wrapper = tmp_path / "iptables-nft-save"
-    wrapper.write_text("#!/bin/sh\necho \"# Table \\`nat' is incompatible, use 'nft' tool.\"\n")
-    wrapper.chmod(0o755)
-    with Replica(host, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as replica:
-        assert replica.logged("daemon.started")["dataplane"] == "nftables"
-        replica.ready()
+UNREADABLE = "#!/bin/sh\necho \"# Table \\`nat' is incompatible, use 'nft' tool.\"\n"
+"""An iptables-save that finds rules made with nft; ours could be added there, but not seen and not removed."""
+
+
+def test_refuses_tables_that_iptables_cannot_read_where_there_is_no_nft(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "iptables-nft-save").write_text(UNREADABLE)
+    (tmp_path / "iptables-nft-save").chmod(0o755)
     status, message = refused(after=f"{HIDE.format('nft')}; PATH={tmp_path}:$PATH")
     assert status == 3
     assert "kevip: iptables-nft cannot read nat: rules made with nft are in there; keep them in" in message
+
+
+def test_tables_that_iptables_cannot_read_are_passed_over_where_there_is_nft(host: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "iptables-nft-save").write_text(UNREADABLE)
+    (tmp_path / "iptables-nft-save").chmod(0o755)
+    with Replica(host, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as replica:
+        assert replica.logged("daemon.started")["dataplane"] == "nftables"
+        replica.ready()
 
 
 def test_a_back_end_that_does_not_work_is_not_chosen(host: Namespace, tmp_path: Path) -> None:
