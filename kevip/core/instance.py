@@ -320,13 +320,14 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
 def _weigh_target(turn: _Turn, detail: str) -> None:
     """Let a peer take over that reaches TARGET, if there is one.
 
-    Rarely, for it is unelected a while, and where no host reaches TARGET the VIP must not go round.
+    Rarely, for it is unelected a while, and where no host reaches TARGET the VIP must not go round. Nor while a
+    late engine may still act on the last goodbye that was heard: it would win unfit, and this host would follow it.
     """
     now_is, now = turn.now_is, turn.now
     if now_is.reached is not False:
         turn.stand_as_deserved()
         return
-    if now < max(now_is.resign_from, now_is.reached_since + AGREE):
+    if now < max(now_is.resign_from, now_is.reached_since + AGREE, now_is.peers.goodbye + turn.traits.lateness):
         return
     fresh = now > now_is.resign_from + states.LAST_PAUSE
     pause = states.FIRST_PAUSE if fresh else min(2 * now_is.resign_pause, states.LAST_PAUSE)

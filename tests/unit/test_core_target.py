@@ -51,6 +51,16 @@ def test_a_master_whose_peers_may_not_know_yet_what_they_suffer_too_waits() -> N
     assert isinstance(host.state, Master)
 
 
+def test_a_master_waits_until_no_late_peer_can_follow_the_goodbye_before() -> None:
+    host = backup()
+    host.tell(Target(reached=False))
+    host.wait(AGREE)
+    host.hears(Says.LEAVES)
+    host.elected()
+    assert host.tell(Target(reached=False), after=SLOW.lateness - 0.1) == []
+    assert Farewell(fit_only=True) in host.tell(Target(reached=False), after=0.1)
+
+
 def test_a_master_that_does_not_reach_target_lets_fit_peers_take_over_and_stands_meanwhile() -> None:
     host = master()
     assert unreached(host, "no route") == [
