@@ -196,21 +196,27 @@ class Stop(Checker):
 
 
 class TwoHolders(Checker):
-    """Two live holders that hear each other agree soon on one."""
+    """Two live holders that hear each other agree soon on one; a slow one by the third turn of its loop.
+
+    In the first it hears of the other, and ends its ucarp; in the second that has ended; in the third it lets go.
+    """
 
     name = "two holders"
 
     def __init__(self, course: "Course") -> None:
         super().__init__(course)
-        self._since: dict[tuple[str, str], float] = {}
+        self._together: dict[tuple[str, str], tuple[float, float]] = {}
 
     def looked(self) -> None:
         network = self.course.network
-        holders = [host.name for host in self.course.hosts if host.holds and host.node.is_live]
-        pairs = [(one, other) for one in holders for other in holders if one < other and network.connects(one, other)]
-        self._since = {pair: self._since.get(pair, self.now) for pair in pairs} if not network.loss else {}
-        for (one, other), since in self._since.items():
-            if self.now - since > _TOGETHER:
+        slow = {host.name: host.node.slowness for host in self.course.hosts if host.holds and host.node.is_live}
+        pairs = [(one, other) for one in slow for other in slow if one < other and network.connects(one, other)]
+        before, self._together = self._together, {}
+        for one, other in pairs if not network.loss else ():
+            since, turn = before.get((one, other), (self.now, 0.0))
+            turn = max(turn, slow[one], slow[other])
+            self._together[one, other] = since, turn
+            if self.now - since > _TOGETHER + 2 * turn:
                 self.fail(f"{one} and {other} have the VIP for {self.now - since:.1f} s")
 
 
@@ -232,18 +238,32 @@ class DeadHolder(Checker):
 
 
 class NothingLeft(Checker):
-    """A stop ends with 0, and leaves nothing behind."""
+    """A stop ends with 0, and leaves nothing behind; where programs failed meanwhile, rules, and then it says so."""
 
     name = "nothing left"
 
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._told: dict[str, float] = {}
+
     def noted(self, note: Note, host: "Host") -> None:
-        if note.event != "daemon.ended" or not host.node.stopping or note.fields["status"] == -9 or not host.is_well:
+        if note.event == "fault.stop" and host.node.runs:
+            self._told.setdefault(host.name, self.now)
+        if note.event != "daemon.ended":
             return
-        left = {"the VIP": host.holds, "rules": bool(host.tools.tables), "a ucarp": bool(host.engines)}
+        told, status = self._told.pop(host.name, self.now), note.fields["status"]
+        if not host.node.stopping or status == -9 or not host.is_well:
+            return
+        failed = host.tools.failed >= told  # a program that hangs does so although those started later do not
+        left = {
+            "the VIP": host.holds,
+            "rules": bool(host.tools.tables) and not (failed and status),
+            "a ucarp": bool(host.engines),
+        }
         if found := [what for what, is_left in left.items() if is_left]:
             self.fail(f"{' and '.join(found)} on {host.name} after a stop")
-        if note.fields["status"] and host.node.has_begun:
-            self.fail(f"{host.name} stops with {note.fields['status']}")
+        if status and host.node.has_begun and not failed:
+            self.fail(f"{host.name} stops with {status}")
 
 
 class NoCrash(Checker):

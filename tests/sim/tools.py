@@ -42,13 +42,13 @@ class _Program:
 
 
 class Tools:
-    """The programs of a host; ``behaviour`` says which of them take how long, fail or hang."""
+    """The programs of a host; ``behaviour`` says which take how long, fail or hang, ``failed`` until when one did."""
 
     def __init__(self, host: "Host") -> None:
         self._host = host
         self.behaviour: dict[str, Behaviour] = {}
         self.tables: dict[str, list[str]] = {}
-        self.flushed = -inf
+        self.flushed = self.failed = -inf
         self.boot = 1
 
     @property
@@ -69,11 +69,14 @@ class Tools:
         if not process:
             raise RuntimeError(f"nobody runs {argv}")
         if behaviour == "fail":
+            self.failed = self._host.world.now
             process.sleep(USUAL[name])
             raise CommandError(argv, 1, "it is made to fail")
         scope = command._SCOPE.get()  # noqa: SLF001 - what runs in it shares its time
         most = min(TIMEOUT, scope.left()) if scope else TIMEOUT
         seconds = TIMEOUT if behaviour == "hang" else float(behaviour)
+        if seconds >= most:
+            self.failed = self._host.world.now + most
         program = _Program(process)
         done = list[str | CommandError]()
         if seconds < most:  # its effect comes also if kevip is killed meanwhile
