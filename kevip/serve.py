@@ -63,15 +63,10 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
         health=Health(check=str(config.check), since=now) if config.check else None,
     )
     proxy = Proxy(
-        vip=config.vip,
-        target=config.target,
-        here=host.placement.source,
-        global_masquerade=config.global_masquerade,
-        ports=config.ports,
-        allow_from=config.allow_from,
-    )
+        vip=config.vip, target=config.target, here=host.placement.source,
+        global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
+    )  # fmt: skip
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
-
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
     plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
     daemon.attach(
@@ -94,17 +89,10 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
 
 def _candidacy(config: Config, host: Host) -> Candidacy:
     return Candidacy(
-        vip=config.vip,
-        vip_id=config.vip_id,
-        interface=host.placement.interface,
-        source=host.placement.source,
-        password=config.password,
-        advbase=config.advbase,
-        advskew=config.advskew,
-        dead_ratio=config.dead_ratio,
-        preempt=config.preempt,
-        broadcast=config.broadcast,
-    )
+        vip=config.vip, vip_id=config.vip_id, interface=host.placement.interface, source=host.placement.source,
+        password=config.password, advbase=config.advbase, advskew=config.advskew, dead_ratio=config.dead_ratio,
+        preempt=config.preempt, broadcast=config.broadcast,
+    )  # fmt: skip
 
 
 def _prober(config: Config) -> Prober | None:

@@ -23,6 +23,7 @@ _KIND = _VERSION << 4 | _TYPE
 _PAYLOAD = struct.Struct("!BBBBBBHQ20s")
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _LOW_DELAY, _DONT_FRAGMENT = 0x10, 0x4000
+
 FLAWS = ("truncated", "malformed", "version", "ttl", "checksum", "digest")  # what can be wrong with an advert
 
 # The longest interval. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.

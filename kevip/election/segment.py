@@ -38,7 +38,6 @@ class Segment:
         self.own = Interval(candidacy.advbase, candidacy.advskew)
         self.advertised: float | None = None
         self.left = -inf
-        self.place: Placement | None = None
         self._adverts: Adverts | None = None
         self._superiors: dict[IPv4Address, float] = {}
         self._farewell: Farewell = []
@@ -49,7 +48,6 @@ class Segment:
         self._shut()
         group = Group(vhid=self._candidacy.vip_id, vip=self._candidacy.vip, key=key(self._candidacy.password))
         adverts = self._adverts = Adverts(place.interface, place.source, group)
-        self.place = place
         self._loop.watch(adverts.others, partial(self._on_adverts, adverts, place.source))
         self._loop.watch(adverts.own, self.hear_own)
 

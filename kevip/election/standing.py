@@ -28,10 +28,10 @@ GLANCE = 0.25  # seconds between looks at whether adverts go out
 
 
 class _Care:
-    """Looks after a ucarp that runs, and has it ended where it is of no use."""
+    """Looks after a ucarp that runs at a place, and has it ended where it is of no use."""
 
-    def __init__(self, child: Ucarp, engine: "UcarpEngine") -> None:
-        self._child, self._engine = child, engine
+    def __init__(self, child: Ucarp, place: Placement, engine: "UcarpEngine") -> None:
+        self._child, self.place, self._engine = child, place, engine
         self._loop, self._log, self._segment = engine.loop, engine.teller.log, engine.segment
         self._is_guarded = True
         self._loop.watch(child.watchdog, self._on_watchdog)
@@ -44,6 +44,11 @@ class _Care:
         if self._is_guarded:
             self._loop.forget(self._child.watchdog)
         self._loop.cancel(self._look_after, self._glance)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the interface is up, and has a carrier."""
+        return interface.is_running(self.place.interface)
 
     def expect_adverts(self) -> None:
         """See to it that a master advertises."""
@@ -65,27 +70,27 @@ class _Care:
     def _look_after(self) -> None:
         """End a ucarp that is of no use where it is, to have it started anew."""
         self._loop.after(TICK, self._look_after)
-        child, place, is_master = self._child, self._segment.place, self._segment.advertised is not None
-        if not place or child.killed:
+        child, is_master = self._child, self._segment.advertised is not None
+        if child.killed:
             return
         if not is_master and child.is_frozen():
             self._log.error("ucarp.frozen", hint=f"ucarp ({child.pid}) was stopped: it is ended")
             self._engine.end()
-        elif not interface.is_running(place.interface):
+        elif not self.is_linked:
             if not is_master:  # it would sleep for 10 s at a time, as a backup
                 self._engine.end(Reason.UNLINKED)
-        elif self._has_moved(place):
-            self._log.warning("ucarp.moved", was=str(place.source), hint="the address of this host has changed")
+        elif self._has_moved():
+            self._log.warning("ucarp.moved", was=str(self.place.source), hint="the address of this host has changed")
             self._engine.end(Reason.MOVED)
         else:
             self._engine.rerank_if_settled()
 
-    def _has_moved(self, place: Placement) -> bool:
+    def _has_moved(self) -> bool:
         """Whether another address is this host's source now: ucarp would take adverts from the old one for its own."""
-        if interface.first_address(place.interface) == place.source:
+        if interface.first_address(self.place.interface) == self.place.source:
             return False
         try:
-            return self._engine.locate() != place
+            return self._engine.locate() != self.place
         except KevipError:
             return False  # it has none just now: if that stays, peers hear no more of it
 
@@ -154,7 +159,7 @@ class UcarpEngine:
         self.loop.watch(child.channel, partial(self._on_hooks, child))
         self.loop.watch(child.stderr, partial(self._on_lines, child))
         self.loop.watch(child.pidfd, partial(self._on_exit, child))
-        self._care = _Care(child, self)
+        self._care = _Care(child, place, self)
 
     # What the core asks for
 
@@ -237,13 +242,8 @@ class UcarpEngine:
     def _is_misled(self) -> bool:
         """Whether ucarp, as master, gives way to one that has let go since, for it hears of all that late."""
         segment = self.segment
-        if segment.advertised is None or segment.is_led() or self.loop.now() - segment.left > 2 * LATE:
-            return False
-        return self._is_running()
-
-    def _is_running(self) -> bool:
-        place = self.segment.place
-        return place is not None and interface.is_running(place.interface)
+        has_left = not segment.is_led() and self.loop.now() - segment.left <= 2 * LATE
+        return segment.advertised is not None and has_left and self._care.is_linked
 
     def _on_lines(self, child: Ucarp) -> None:
         for line in child.lines():
@@ -266,10 +266,10 @@ class UcarpEngine:
             self.loop.forget(source)
         status = child.close()
         self._asked.clear()
-        if self._anew and self.segment.place:
+        if self._anew:
             self._anew = False
             try:
-                self._spawn(self.segment.place)
+                self._spawn(self._care.place)
             except (KevipError, OSError) as error:
                 self._log.error("ucarp.not_started", error=str(error))
             else:
@@ -277,13 +277,10 @@ class UcarpEngine:
         self._child = self.segment.advertised = None
         self.segment.end_bridge()
         if not child.killed:
-            self._log.error("ucarp.exited", status=status, hint=_hint_at_end(status))
-        unlinked = self._ends is Reason.ENGINE and not self._is_running()
+            hint = "it said why in ucarp.message, if it knew"
+            if status < 0:
+                why = "by the watchdog if kevip stalled, else see dmesg for memory that ran out"
+                hint = f"ended by signal {-status}: {why}"
+            self._log.error("ucarp.exited", status=status, hint=hint)
+        unlinked = self._ends is Reason.ENGINE and not self._care.is_linked
         self._tell(Ended(self._run, Reason.UNLINKED if unlinked else self._ends))
-
-
-def _hint_at_end(status: int) -> str:
-    """Say what an exit status, or a signal that is negative, tells of a ucarp that was not ended by kevip."""
-    if status < 0:
-        return f"ended by signal {-status}: by the watchdog if kevip stalled, else see dmesg for memory that ran out"
-    return "it said why in ucarp.message, if it knew"

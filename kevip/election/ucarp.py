@@ -63,21 +63,12 @@ def argv(candidacy: Candidacy, *, password_fd: int) -> list[str]:
     """Return ucarp's command line. It holds no secret: the password is read from a file descriptor."""
     switches = {"--preempt": candidacy.preempt, "--nomcast": candidacy.broadcast}
     return [
-        "ucarp",
-        f"--interface={candidacy.interface}",
-        f"--srcip={candidacy.source}",
-        f"--vhid={candidacy.vip_id}",
-        f"--addr={candidacy.vip}",
-        f"--passfile=/proc/self/fd/{password_fd}",
-        f"--advbase={candidacy.advbase}",
-        f"--advskew={candidacy.advskew}",
-        f"--deadratio={candidacy.dead_ratio}",
-        f"--upscript={HOOKS / 'vip-up'}",
-        f"--downscript={HOOKS / 'vip-down'}",
-        "--facility=none",
-        "--shutdown",
-        *(switch for switch, wanted in switches.items() if wanted),
-    ]
+        "ucarp", f"--interface={candidacy.interface}", f"--srcip={candidacy.source}",
+        f"--vhid={candidacy.vip_id}", f"--addr={candidacy.vip}", f"--passfile=/proc/self/fd/{password_fd}",
+        f"--advbase={candidacy.advbase}", f"--advskew={candidacy.advskew}", f"--deadratio={candidacy.dead_ratio}",
+        f"--upscript={HOOKS / 'vip-up'}", f"--downscript={HOOKS / 'vip-down'}",
+        "--facility=none", "--shutdown", *(switch for switch, wanted in switches.items() if wanted),
+    ]  # fmt: skip
 
 
 def key(password: str) -> bytes:
