@@ -95,8 +95,13 @@ class _Turn:
                 if reached is not now_is.reached:
                     self.set(reached=reached, reached_since=self.now)
                 self.set(fit=now_is.fit if reached is None else reached)
-            case msg.Cleared(ok):
-                self._cleared(ok=ok)
+            case msg.Cleared(ok) if now_is.level is Level.RULES and now_is.rules_until == inf:  # not held again since
+                stuck = now_is.stuck + 1
+                pause = states.FIRST_RETRY if isinstance(now_is.state, Stopped) else LOOK_AGAIN * stuck
+                if ok:
+                    self.set(level=Level.NONE, stuck=0)
+                else:
+                    self.set(rules_until=self.now + pause, stuck=stuck)
             case msg.Tick():
                 self._tick()
         return True
@@ -118,16 +123,6 @@ class _Turn:
             self.do(msg.Apply(Level.NONE))
         if now >= now_is.give_up:
             self.set(give_up=inf, stuck=states.STUCK)
-
-    def _cleared(self, *, ok: bool) -> None:
-        if self.now_is.level is not Level.RULES or self.now_is.rules_until < inf:
-            return  # taken over again meanwhile, and perhaps let go of since
-        if ok:
-            self.set(level=Level.NONE, stuck=0)
-        else:
-            stuck = self.now_is.stuck + 1
-            pause = states.FIRST_RETRY if isinstance(self.now_is.state, Stopped) else LOOK_AGAIN * stuck
-            self.set(rules_until=self.now + pause, stuck=stuck)
 
     # The engine
 
