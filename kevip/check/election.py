@@ -167,7 +167,7 @@ def masters(heard: Heard, own: Interval, dead_ratio: int) -> Iterator[Finding]:
 
 def _timing(source: IPv4Address, interval: Interval, own: Interval, dead_ratio: int) -> Finding:
     found = f"{source} is master, with --advbase {interval.advbase} and --advskew {interval.advskew}"
-    if not keeps_backup(interval, own, dead_ratio, preempt=False):
+    if not keeps_backup(interval, own, dead_ratio):
         patience = own.advbase * dead_ratio
         return failed(
             "election",

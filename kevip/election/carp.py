@@ -173,8 +173,6 @@ def farewell(own: Interval, dead_ratio: int, *, staged: bool, to_all: bool = Tru
     return [(at, stage) for at, stage in stages if stage.advbase <= MOST_BASE]
 
 
-def keeps_backup(advert: Interval, own: Interval, dead_ratio: int, *, preempt: bool) -> bool:
-    """Whether an advert with this interval makes a backup with our timing stay one: not a goodbye, not preempted."""
-    if preempt and own < advert:
-        return False
+def keeps_backup(advert: Interval, own: Interval, dead_ratio: int) -> bool:
+    """Whether an advert with this interval makes a backup with our timing stay one, but for --preempt: no goodbye."""
     return Interval(own.advbase * dead_ratio, own.advskew) >= advert

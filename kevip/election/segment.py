@@ -102,7 +102,7 @@ class Segment:
         ratio = self._candidacy.dead_ratio
         if ratio > 1 and interval.advbase >= self.own.advbase * ratio:
             return Says.LEAVES  # whether that is for us or not
-        return Says.STAYS if keeps_backup(interval, self.own, ratio, preempt=False) else Says.LEAVES
+        return Says.STAYS if keeps_backup(interval, self.own, ratio) else Says.LEAVES
 
     def hear_own(self) -> None:
         """Take in that adverts of a master went out."""

@@ -159,14 +159,12 @@ def test_farewell(
     assert farewell(own, dead_ratio, staged=staged, to_all=to_all) == expected
 
 
-@pytest.mark.parametrize(("advert", "skew", "preempt", "keeps"), [
-    (Interval(1, 5), 9, False, True),
-    (Interval(1, 200), 9, False, True),
-    (Interval(1, 200), 9, True, False),
-    (Interval(1, 5), 9, True, True),
-    (Interval(3, 9), 8, False, False),
-    (Interval(3, 9), 9, False, True),
-    (Interval(4, 0), 254, False, False),
+@pytest.mark.parametrize(("advert", "skew", "keeps"), [
+    (Interval(1, 5), 9, True),
+    (Interval(1, 200), 9, True),
+    (Interval(3, 9), 8, False),
+    (Interval(3, 9), 9, True),
+    (Interval(4, 0), 254, False),
 ])  # fmt: skip
-def test_which_adverts_make_a_backup_stay_one(advert: Interval, skew: int, preempt: bool, keeps: bool) -> None:
-    assert keeps_backup(advert, Interval(1, skew), 3, preempt=preempt) is keeps
+def test_which_adverts_make_a_backup_stay_one(advert: Interval, skew: int, keeps: bool) -> None:
+    assert keeps_backup(advert, Interval(1, skew), 3) is keeps
