@@ -4,13 +4,16 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from lab.network import TARGET, Namespace
+
+T = TypeVar("T")
 
 PORT = 7000
 
@@ -76,6 +79,12 @@ def udp_source(host: Namespace, vip: str, port: int = PORT, timeout: float = 2.0
         sender.connect((vip, port))
         sender.send(b"?")
         return sender.recv(100).decode().split()[0]
+
+
+def together(*questions: Callable[[], T]) -> list[T]:
+    """Ask all at once and return the answers, in this order: what is dropped takes until its time is over."""
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return list(pool.map(lambda question: question(), questions))
 
 
 def answers(host: Namespace, vip: str) -> bool:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from lab.network import CLIENT, DATAPLANES, FAR_CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke
-from lab.traffic import PORT, pings, server, tcp_source, udp_source
+from lab.traffic import PORT, pings, server, tcp_source, together, udp_source
 
 Start = Callable[..., Replica]
 
@@ -58,23 +59,22 @@ def test_only_allowed_sources_are_proxied_and_all_else_is_dropped(
 ) -> None:
     allowed = f"{CLIENT},{LAN}.12/32"
     for master, backup in in_both_reigns(guarded, start, allow_from=allowed, dataplane=dataplane):
-        assert tcp_and_udp(guarded.client) == (VIP, VIP)
-        for other in (guarded.far_client, guarded.nodes[2]):
-            assert tcp_and_udp(other) == ("dropped", "dropped")
-            assert fate(tcp_source, other, SSHD) == "dropped"
-            assert not pings(other, VIP)
-        node2 = guarded.nodes[1]
-        for node in (master, backup):
-            assert tcp_and_udp(node) == ((VIP, VIP) if node is node2 else ("dropped", "dropped"))
+        others, node2 = (guarded.far_client, guarded.nodes[2]), guarded.nodes[1]
+        hosts = (guarded.client, *others, master, backup)
+        fates = together(*(partial(tcp_and_udp, host) for host in hosts))
+        for host, found in zip(hosts, fates, strict=True):
+            assert found == ((VIP, VIP) if host in (guarded.client, node2) else ("dropped", "dropped"))
+        assert together(*(partial(fate, tcp_source, other, SSHD) for other in others)) == ["dropped"] * 2
+        assert together(*(partial(pings, other, VIP) for other in others)) == [False] * 2
 
 
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_only_listed_ports_are_proxied_and_the_rest_is_refused(guarded: Network, start: Start, dataplane: str) -> None:
     for master, backup in in_both_reigns(guarded, start, port=f"{PORT},{OTHER}/udp", dataplane=dataplane):
-        for host in (guarded.client, guarded.far_client, master, backup):
-            assert tcp_and_udp(host) == (VIP, "refused")
-            assert tcp_and_udp(host, OTHER) == ("refused", VIP)
-            assert tcp_and_udp(host, SSHD) == ("refused", "refused")
+        hosts = (guarded.client, guarded.far_client, master, backup)
+        assert together(*(partial(tcp_and_udp, host) for host in hosts)) == [(VIP, "refused")] * 4
+        assert together(*(partial(tcp_and_udp, host, OTHER) for host in hosts)) == [("refused", VIP)] * 4
+        assert together(*(partial(tcp_and_udp, host, SSHD) for host in hosts)) == [("refused", "refused")] * 4
 
 
 def test_a_range_of_ports_is_proxied(guarded: Network, start: Start) -> None:
