@@ -334,6 +334,7 @@ def test_a_master_that_does_not_hold_the_vip(network: Network, start: Start, che
     replica = start(network.nodes[1]).master()
     replica.logged("takeover.done")
     replica.process.send_signal(signal.SIGSTOP)  # it would repair it at once
+    eventually(lambda: not replica.children("ip\0-json"), what="a renewal that was under way is over")
     replica.node.run("ip", "address", "delete", f"{VIP}/32", "dev", "eth0")
     told = check(network.nodes[0], "--seconds=1")
     replica.process.send_signal(signal.SIGCONT)
