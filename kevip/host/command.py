@@ -9,6 +9,7 @@ script, and what hangs its child. Those that ``subprocess`` starts die with the 
 """
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -47,6 +48,22 @@ class CommandError(KevipError):
         self.argv = tuple(argv)
         self.exit_status = status
         self.stderr = stderr
+
+
+class _Program(Popen[bytes]):
+    """A program whose end is told by a pidfd: Popen looks for it every few milliseconds if there is a limit."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        if timeout is None or self.returncode is not None:
+            return super().wait(timeout)
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            ended.poll(max(timeout, 0.0) * 1000)
+        finally:
+            os.close(pidfd)
+        return super().wait(0.0)
 
 
 class Scope:
@@ -133,7 +150,7 @@ def _start(argv: Sequence[str], *, stdin: int, stdout: int = DEVNULL, pass_fds: 
     """Start a program in a process group of its own; it is killed when this thread ends, however that happens."""
     command = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
     try:
-        return Popen(
+        return _Program(
             command, stdin=stdin, stdout=stdout, stderr=PIPE, env=ENVIRONMENT, pass_fds=pass_fds, process_group=0
         )
     except OSError as error:
