@@ -1,15 +1,15 @@
 """The rules in a real kernel, through all back ends: put in place and taken away among rules of others."""
 
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from lab.network import Namespace
 
-from kevip.dataplane.backend import Backend
+from kevip.dataplane.backend import Backend, texts
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import Part, Proxy
+from kevip.dataplane.rules import Part, Ports, Proxy
 
 TARGET = IPv4Address("192.0.2.9")
 VIP = IPv4Address("10.77.0.100")
@@ -113,3 +113,17 @@ def test_ten_vips_at_once_do_not_disturb_each_other(host: Namespace, backend: Ba
         for done in [pool.submit(down, host, backend, vip) for vip in vips]:
             done.result()
     assert host.rules() == before
+
+
+@pytest.mark.parametrize("backend", [Nftables()], ids=lambda each: each.name)
+def test_what_is_in_large_sets_is_told_the_same_each_time(host: Namespace, backend: Nftables) -> None:
+    """In whatever order the kernel has it, it is no drift."""
+    networks = tuple(IPv4Network(f"20.{number // 250}.{number % 250}.0/25") for number in range(2000))
+    ports = tuple(Ports("tcp", number, number + 3) for number in range(1000, 20_000, 10))
+    proxy = Proxy(vip=VIP, target=TARGET, allow_from=networks, ports=ports)
+    with host.entered():
+        backend.standby().run(backend.setup(proxy, PARTS))
+        found = {tuple(texts(backend, VIP, backend.save(VIP))) for _ in range(5)}
+        assert len(found) == 1
+        assert len(found.pop()) == backend.size(proxy, PARTS)
+        assert list(backend.rules(backend.save())) == [VIP]
