@@ -17,8 +17,6 @@ PROXY = Proxy(vip=VIP, target=TARGET)
 NFT = Nftables()
 
 SETUP = """\
-table ip kevip-10.0.0.100
-delete table ip kevip-10.0.0.100
 table ip kevip-10.0.0.100 {
 	comment "kevip:10.0.0.100"
 	map targets {
