@@ -184,16 +184,19 @@ class _Turn:
         """Return another host that is master now, as far as can be told."""
         return self.now_is.peers.master(self.now - self.traits.interval - self.traits.lateness)
 
+    def heir(self) -> IPv4Address | None:
+        """Return another host that serves already, and does not yield to this one."""
+        return self.now_is.peers.keeper(self.now - self.traits.interval - PROMPT)
+
     def leave(self, then: Then, reason: Reason) -> None:
         """Make a peer take over, and serve on until it does; unless one serves already, or the lease has ended."""
         self.end_engine()
-        now, traits, peers = self.now, self.traits, self.now_is.peers
-        heir = peers.keeper(now - traits.interval - PROMPT)
+        now, traits, heir = self.now, self.traits, self.heir()
         if heir or now - self.now_is.renewed >= LEASE:
             self.do(Note(what=What.FOLLOWED if heir else What.NOBODY, who=heir))
             self.go(then, heir)
             return
-        known = bool(peers.advertised())
+        known = bool(self.now_is.peers.advertised())
         due = now + (traits.farewell if known else traits.farewell_alone)
         if then is Then.STAY:
             due = now + traits.farewell + traits.patience + 2 * traits.interval
@@ -316,13 +319,15 @@ def _weigh_target(turn: _Turn, detail: str) -> None:
     """Let a peer take over that reaches TARGET, if there is one.
 
     Rarely, for it is unelected a while, and where no host reaches TARGET the VIP must not go round. Nor while a
-    late engine may still act on the last goodbye that was heard: it would win unfit, and this host would follow it.
+    late engine may still act on the last goodbye that was heard: it would win unfit, and this host would follow it;
+    nor while another master is heard that may yield yet: two that leave would both serve on.
     """
     now_is, now = turn.now_is, turn.now
     if now_is.reached is not False:
         turn.stand_as_deserved()
         return
-    if now < max(now_is.resign_from, now_is.reached_since + AGREE, now_is.peers.goodbye + turn.traits.lateness):
+    soonest = max(now_is.resign_from, now_is.reached_since + AGREE, now_is.peers.goodbye + turn.traits.lateness)
+    if now < soonest or (turn.master() and not turn.heir()):
         return
     fresh = now > now_is.resign_from + states.LAST_PAUSE
     pause = states.FIRST_PAUSE if fresh else min(2 * now_is.resign_pause, states.LAST_PAUSE)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dialogue import HOLDS, SLOW, Host, backup, joining, leaving, master
+from dialogue import HOLDS, PEER, SLOW, Host, backup, joining, leaving, master
 
 from kevip.core.instance import AGREE, LEASE, LOOK_AGAIN
 from kevip.core.messages import (
@@ -59,6 +59,15 @@ def test_a_master_waits_until_no_late_peer_can_follow_the_goodbye_before() -> No
     host.elected()
     assert host.tell(Target(reached=False), after=SLOW.lateness - 0.1) == []
     assert Farewell(fit_only=True) in host.tell(Target(reached=False), after=0.1)
+
+
+def test_a_master_waits_for_a_rival_to_yield_and_leaves_to_one_that_does_not() -> None:
+    host = master()
+    host.tell(Target(reached=False))
+    host.hears(Says.STAYS, after=AGREE)
+    assert host.tell(Target(reached=False)) == []
+    host.hears(Says.STAYS, after=SLOW.interval)
+    assert Note(what=What.FOLLOWED, who=PEER) in host.tell(Target(reached=False))
 
 
 def test_a_master_that_does_not_reach_target_lets_fit_peers_take_over_and_stands_meanwhile() -> None:
