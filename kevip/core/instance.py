@@ -112,6 +112,8 @@ class _Turn:
         if now >= now_is.tick:
             self.set(tick=now + TICK)
             match now_is.state:
+                case Master() if now - now_is.tick >= LEASE - TICK:  # it ended meanwhile: first hear who took over
+                    self.set(tick=now + PROMPT)
                 case Master():
                     self.hold()
                 case Leaving(then=Then.STAY) if now - now_is.renewed < LEASE:

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 from dialogue import HOLDS, LETS_GO, PEER, SLOW, Host, backup, joining, master, serves
 
-from kevip.core.instance import LOOK_AGAIN, TICK
+from kevip.core.instance import LEASE, LOOK_AGAIN, PROMPT, TICK
 from kevip.core.messages import (
     Apply,
     Demoted,
@@ -222,6 +222,13 @@ def test_a_master_renews_its_lease_and_looks_at_the_host() -> None:
     host = master()
     host.tell(Tick())
     assert host.wait(3 * TICK) == [*HOLDS, Do.LOOK] * 3
+
+
+def test_a_master_that_was_stalled_for_a_lease_first_hears_who_took_over() -> None:
+    host = master()
+    host.tell(Tick())
+    assert host.tell(Tick(), after=LEASE) == [Do.LOOK]
+    assert host.wait(PROMPT) == [*HOLDS, Do.LOOK]
 
 
 def test_a_backup_looks_at_the_host() -> None:
