@@ -150,7 +150,7 @@ class CalmHolder(Checker):
 
 
 class CommonFault(Checker):
-    """Where all hosts suffer the same, the VIP does not go round, but for a stop, and --preempt."""
+    """Where all hosts suffer the same, the VIP does not go round, unless one stops, preempts, or is cut off."""
 
     name = "common fault"
 
@@ -160,7 +160,7 @@ class CommonFault(Checker):
 
     def looked(self) -> None:
         apart = any(host.settings.get("preempt") or host.node.is_stopping for host in self.course.hosts)
-        if apart or not self.course.all_suffer():
+        if apart or self.course.network.cuts or not self.course.all_suffer():
             self._moves = None
         elif self._moves is None and sum(host.holds for host in self.course.hosts) == 1:
             self._moves = 0
