@@ -105,3 +105,13 @@ def test_the_health_check_fails_for_a_daemon_that_hangs(node: Namespace, start: 
     assert container.healthcheck()
     os.kill(container.daemon(), signal.SIGSTOP)
     eventually(lambda: not container.healthcheck(), within=25, what="it is unhealthy")
+
+
+def test_translates_in_nftables_where_others_do(node: Namespace, start: Start) -> None:
+    chain = "type nat hook postrouting priority srcnat; ip saddr 10.9.0.0/24 masquerade"
+    node.run("nft", "-f", "-", stdin=f"table ip other {{ chain post {{ {chain}; }}; }}\n")
+    before = node.rules()
+    container = start(node).master()
+    assert f"kevip:{VIP}" in str(node.rules()["nftables"])
+    assert container.stop() == 0
+    assert node.rules() == before
