@@ -11,12 +11,12 @@ from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.lease import leases
-from kevip.dataplane.select import installed
+from kevip.dataplane.select import base_chains, installed
 from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
 from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask
-from kevip.host import kernel, lock, nfnetlink, route
+from kevip.host import kernel, lock, route
 from kevip.host.interface import Interface
 from kevip.status.runfile import StateFile
 
@@ -142,9 +142,9 @@ def _election(config: Config, here: Interface, source: IPv4Address, seconds: flo
 
 
 def _rules(config: Config, saved: Mapping[str, str], backend: Backend) -> Iterator[Finding]:
-    vip, chains, runs = config.vip, nfnetlink.base_chains(), config.vip in lock.taken()
+    vip, chains, runs = config.vip, base_chains(backend), config.vip in lock.taken()
     yield from rules.forwarding(saved, vip, chains)
-    yield from rules.translating(backend, chains)
+    yield from rules.translating(backend, chains, movable="nftables" in installed())
     yield rules.postrouting(saved.get(backend.name, ""), vip, runs=runs)
     yield from rules.matching(saved, vip)
     if runs and not config.global_masquerade and (tracked := conntrack.count(vip)):

@@ -35,7 +35,9 @@ def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chai
 
     ``chains`` are the base chains of nftables, those of iptables-nft among them.
     """
-    droppers = [each for each in chains if each.hook == "forward" and each.drops and each.path != _OF_IPTABLES]
+    closed = [name for name, text in saved.items() if policy(text, "filter", "FORWARD") == "DROP"]
+    dropping = [each for each in chains if each.hook == "forward" and each.drops]
+    droppers = [each for each in dropping if each.path != _OF_IPTABLES or not closed]
     for each in droppers:
         yield warning(
             "FORWARD",
@@ -43,13 +45,12 @@ def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chai
             f"nft insert rule {each.path} ct status dnat ct original ip daddr {vip} accept",
         )
     if not droppers:
-        closed = [name for name, text in saved.items() if policy(text, "filter", "FORWARD") == "DROP"]
         found = f"policy DROP in {' and '.join(closed)}: a master accepts what goes to TARGET, last of all"
         yield ok("FORWARD", found if closed else "policy ACCEPT")
 
 
-def translating(backend: Backend, chains: Sequence[Chain]) -> Iterator[Finding]:
-    """Say which others translate in nftables, and whether before our rules."""
+def translating(backend: Backend, chains: Sequence[Chain], *, movable: bool) -> Iterator[Finding]:
+    """Say which others translate in nftables, and whether before our rules, which can move there if ``nft`` is here."""
     first, last = ahead(backend, chains), max(backend.priorities)
     for each in first:
         advice = "leave --dataplane at auto, and have nft installed: apt-get install nftables"
@@ -59,10 +60,10 @@ def translating(backend: Backend, chains: Sequence[Chain]) -> Iterator[Finding]:
             f"give it a priority above {last}" if backend.name == Nftables.name else advice,
         )
     if not first:
-        names = ", ".join(sorted({f"{each.family} {each.table}{_by(each)}" for each in strangers(chains)}))
-        yield ok(
-            "NAT", f"behind our rules: nftables table {names}" if names else "no nftables table of others translates"
-        )
+        names = ", ".join(sorted({f"{each.origin}{_by(each)}" for each in strangers(chains)}))
+        found = f"behind our rules: {names}" if names else "nobody else translates in nftables"
+        lacks = "" if movable else "; without nft, kevip could not go before one that comes: apt-get install nftables"
+        yield ok("NAT", found + lacks)
 
 
 def _by(chain: Chain) -> str:

@@ -1,5 +1,6 @@
 """What a back end is to the rest: where rules can live, whatever reads and writes them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address
@@ -65,8 +66,7 @@ def texts(backend: Backend, vip: IPv4Address, saved: str) -> list[str]:
 
 def flaws(backend: Backend, vip: IPv4Address, saved: str, whole: list[str]) -> list[str]:
     """Say what is wrong with a VIP's rules; ``whole`` is ``texts`` when all was well."""
-    now = texts(backend, vip, saved)
-    present, wanted = set(now), set(whole)
-    found = [f"{rule.split()[0]} rule missing: {rule.partition(' ')[2]}" for rule in whole if rule not in present]
-    found += [f"{rule.split()[0]} rule foreign: {rule.partition(' ')[2]}" for rule in now if rule not in wanted]
+    now, wanted = Counter(texts(backend, vip, saved)), Counter(whole)
+    found = [f"{rule.split()[0]} rule missing: {rule.partition(' ')[2]}" for rule in (wanted - now).elements()]
+    found += [f"{rule.split()[0]} rule foreign: {rule.partition(' ')[2]}" for rule in (now - wanted).elements()]
     return [*found, *backend.misplaced(vip, saved)]

@@ -59,11 +59,20 @@ class Iptables:
         """Whether the policy of FORWARD is to drop; ``chains`` are those of nftables. Raises as ``save`` does."""
         if self.kind == "nft":
             return any(chain.drops and chain.path == "ip filter FORWARD" for chain in chains)
+        return self._is_loaded("filter") and policy(self.save(), "filter", "FORWARD") == "DROP"
+
+    def translates(self) -> bool:
+        """Whether others than kevip have rules in nat; raises as ``save`` does."""
+        if self.kind == "legacy" and not self._is_loaded("nat"):
+            return False
+        rules = _tables(self.save()).get("nat", [])
+        return any(line.startswith("-A ") and not _owner(line) for line in rules)
+
+    def _is_loaded(self, table: str) -> bool:
         try:
-            loaded = "filter" in _LEGACY_TABLES.read_text().split()
+            return table in _LEGACY_TABLES.read_text().split()
         except OSError:  # not even one of them is
             return False
-        return loaded and policy(self.save(), "filter", "FORWARD") == "DROP"
 
     def setup(self, proxy: Proxy, parts: Parts) -> str:
         """Return the text that installs all rules. To be applied where none of them is: a jump would be doubled."""
@@ -85,11 +94,19 @@ class Iptables:
         command.run_now(self._restore(), stdin=self._text(proxy, parts, saved))
 
     def _text(self, proxy: Proxy, parts: Parts, saved: str) -> str:
-        tables = _tables(saved)
-        return "".join(
-            _block(table, [*_deletions(tables.get(table, []), proxy.vip), *_table(proxy, parts, table)])
-            for table in _TABLES
-        )
+        tables, vip = _tables(saved), proxy.vip
+        wanted = {chain.name for chain in _chains(proxy, parts)}
+        text = ""
+        for table in _TABLES:
+            lines = tables.get(table, [])
+            needless = [name for name in _names(lines, vip) if name not in wanted]
+            removal = [
+                *_deletions(lines, vip),
+                *(f"-F {name}" for name in needless),
+                *(f"-X {name}" for name in needless),
+            ]
+            text += _block(table, [*removal, *_table(proxy, parts, table)])
+        return text
 
     def remove(self, vip: IPv4Address, saved: str, changes: Changes = nullcontext) -> bool:
         """Disarm all rules of the VIP that are saved, then delete its chains; raises KevipError.
@@ -207,12 +224,17 @@ def _table(proxy: Proxy, parts: Parts, table: str) -> Iterator[str]:
 def teardown(saved: str, vip: IPv4Address) -> tuple[str, str]:
     """Return two texts, "" if there is nothing to do: to disarm every rule of this VIP, and to delete its chains."""
     disarm = delete = ""
-    names = {f":KEVIP-{name}-{vip}" for name in _NAMES}
     for table, lines in _tables(saved).items():
-        chains = [name.removeprefix(":") for line in lines if (name := line.partition(" ")[0]) in names]
+        chains = _names(lines, vip)
         disarm += _block(table, [*_deletions(lines, vip), *(f"-F {chain}" for chain in chains)])
         delete += _block(table, [f"-X {chain}" for chain in chains])
     return disarm, delete
+
+
+def _names(lines: list[str], vip: IPv4Address) -> list[str]:
+    """Return the chains of ours that are saved."""
+    names = {f":KEVIP-{name}-{vip}" for name in _NAMES}
+    return [name.removeprefix(":") for line in lines if (name := line.partition(" ")[0]) in names]
 
 
 def _block(table: str, lines: list[str]) -> str:

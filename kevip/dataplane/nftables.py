@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 from kevip.dataplane.backend import Changes
-from kevip.dataplane.rules import Part, Parts, Proxy, Rule
+from kevip.dataplane.rules import TRANSLATION, Part, Parts, Ports, Proxy, Rule
 from kevip.host import command, nfnetlink
 
 _NFT = ["nft", "-f", "-"]
@@ -68,9 +68,20 @@ class Nftables:
         return command.Standby(_NFT)
 
     def repair(self, proxy: Proxy, parts: Parts, saved: str) -> None:
-        """Replace the table, if it is saved, in one transaction; raises CommandError."""
-        delete = f"delete table ip {PREFIX}{proxy.vip}\n" if saved else ""
-        command.run_now(_NFT, stdin=delete + self.setup(proxy, parts))
+        """Replace the table in one transaction, also if it went meanwhile; raises CommandError."""
+        del saved
+        table = f"table ip {PREFIX}{proxy.vip}\n"
+        command.run_now(_NFT, stdin=f"{table}delete {table}{self.setup(proxy, parts)}")
+
+    def works(self) -> bool:
+        """Whether program and kernel take such rules as ours."""
+        somewhere, ports = IPv4Address("192.0.2.1"), (Ports("tcp", 1, 2),)
+        proxy = Proxy(vip=somewhere, target=somewhere, ports=ports, allow_from=(IPv4Network(somewhere),))
+        try:
+            command.run_now([*_NFT, "--check"], stdin=self.setup(proxy, TRANSLATION))
+        except command.CommandError:
+            return False
+        return True
 
     def remove(self, vip: IPv4Address, saved: str, changes: Changes = nullcontext) -> bool:
         """Delete the table, if it is saved; raises CommandError."""
@@ -109,9 +120,23 @@ def _sets(proxy: Proxy) -> Iterator[str]:
     if proxy.sources:
         yield _set("set sources", "ipv4_addr; flags interval; auto-merge", proxy.sources)
     if proxy.ports:
-        ports = (f"{each.protocol} . {each.first}-{each.last}" for each in proxy.ports)
+        ports = (f"{each.protocol} . {each.first}-{each.last}" for each in _merged(proxy.ports))
         yield _set("set ports", "inet_proto . inet_service; flags interval", ports)
     yield _set("map targets", "ipv4_addr : ipv4_addr", [f"{proxy.vip} : {proxy.target}"])
+
+
+def _merged(ports: Iterable[Ports]) -> Iterator[Ports]:
+    """Yield them without overlaps, which a set of intervals refuses."""
+    last: Ports | None = None
+    for each in sorted(ports, key=lambda each: (each.protocol, each.first)):
+        if last and last.protocol == each.protocol and each.first <= last.last:
+            last = Ports(last.protocol, last.first, max(last.last, each.last))
+            continue
+        if last:
+            yield last
+        last = each
+    if last:
+        yield last
 
 
 def _set(name: str, kind: str, elements: Iterable[object]) -> str:

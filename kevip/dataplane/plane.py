@@ -194,6 +194,7 @@ class Plane:
         return partial(self._looked, look)
 
     def _look_as_master(self, look: _Look, changes: Changes) -> None:
+        look.rules = look.rules or self._rules.is_overtaken()
         if not kernel.forwards(self.interface):
             with changes():
                 kernel.enable_forwarding(self.interface)

@@ -3,17 +3,21 @@
 Numbers are those of linux/netlink.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
 """
 
+import errno
 import os
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Any
+
+from kevip.errors import HostError
 
 _NETLINK_NETFILTER, _SUBSYSTEM = 12, 10
 _GET_CHAIN, _GET_SET_ELEMENT = 4, 13
 _ERROR, _DONE = 2, 3
-_REQUEST, _DUMP, _NESTED = 0x1, 0x300, 0x8000
+_REQUEST, _DUMP, _INTERRUPTED, _NESTED = 0x1, 0x300, 0x10, 0x8000
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -28,6 +32,8 @@ _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LARGEST = 1 << 16  # bytes of an answer
 _PATIENCE = 5.0  # seconds to wait for one
+_TRIES = 10  # of a listing, which somebody who changes tables meanwhile interrupts
+_ABSENT = (errno.EINVAL, errno.EPROTONOSUPPORT, errno.ENOENT)  # of a kernel without nftables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +49,13 @@ class Chain:
     drops: bool
 
     def __str__(self) -> str:
-        return f"chain {self.name} of nftables table {self.family} {self.table}"
+        return f"chain {self.name} of {self.origin}"
+
+    @property
+    def origin(self) -> str:
+        """Where it is: its table, or iptables."""
+        of_iptables = self.family not in _FAMILIES.values()
+        return self.family if of_iptables else f"nftables table {self.family} {self.table}"
 
     @property
     def path(self) -> str:
@@ -52,11 +64,20 @@ class Chain:
 
 
 def base_chains() -> list[Chain]:
-    """Return all base chains, those of iptables-nft among them; none if the kernel has no nftables."""
-    try:
-        return list(_base_chains())
-    except OSError:
-        return []
+    """Return all base chains, those of iptables-nft among them; none if the kernel has no nftables.
+
+    Raises HostError if they cannot be listed.
+    """
+    for _ in range(_TRIES):
+        try:
+            return list(_base_chains())
+        except InterruptedError:
+            continue
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return []
+            raise HostError(f"the chains of nftables cannot be listed: {error.strerror or error}") from None
+    raise HostError("the chains of nftables cannot be listed: somebody changes them all the time")
 
 
 def _base_chains() -> Iterator[Chain]:
@@ -89,7 +110,7 @@ def contains(table: str, name: str, address: IPv4Address) -> bool:
 
 
 def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Yield family and attributes of each answer of the kernel; raises OSError."""
+    """Yield family and attributes of each answer of the kernel; raises OSError, InterruptedError if it is not whole."""
     body = struct.pack("=BBH", family, 0, 0) + attributes
     head = _MESSAGE.pack(_MESSAGE.size + len(body), _SUBSYSTEM << 8 | kind, flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
@@ -97,7 +118,9 @@ def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tupl
         kernel.send(head + body)
         more = True
         while more:
-            for answer, content in _parts(_MESSAGE, kernel.recv(_LARGEST)):
+            for answer, flagged, _, _, content in _parts(_MESSAGE, kernel.recv(_LARGEST)):
+                if flagged & _INTERRUPTED:
+                    raise InterruptedError
                 if answer == _ERROR:
                     error = -struct.unpack_from("=i", content)[0]
                     raise OSError(error, os.strerror(error))
@@ -107,11 +130,11 @@ def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tupl
             more = bool(flags & _DUMP)
 
 
-def _parts(head: struct.Struct, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and content of messages, or of attributes: their heads begin with a length and the type."""
+def _parts(head: struct.Struct, data: bytes) -> Iterator[Any]:
+    """Yield what is in the heads of messages, or of attributes, behind their length, which comes first, and content."""
     while len(data) >= head.size:
-        length, kind, *_ = head.unpack_from(data)
-        yield kind, data[head.size : length]
+        length, *rest = head.unpack_from(data)
+        yield *rest, data[head.size : length]
         data = data[_padded(length) :]
 
 

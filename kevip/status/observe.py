@@ -8,9 +8,9 @@ from pathlib import Path
 
 from kevip.dataplane import conntrack
 from kevip.dataplane.rules import Part, Rule
-from kevip.dataplane.select import ahead, installed
+from kevip.dataplane.select import ahead, base_chains, installed
 from kevip.errors import KevipError
-from kevip.host import interface, kernel, lock, nfnetlink
+from kevip.host import interface, kernel, lock
 from kevip.host.command import run_now
 from kevip.status.record import Moment, Record
 from kevip.status.runfile import StateFile, reported
@@ -84,7 +84,6 @@ class Look:
         self._running = lock.taken()
         self._interfaces = interface.listing(run_now)
         self._held = _held(self._interfaces)
-        self._chains = nfnetlink.base_chains() if self._privileged else []
         self._flaws: dict[str, str] = {}
         self._rules: dict[str, dict[IPv4Address, list[Rule]]] = {}
         if self._privileged:
@@ -117,6 +116,7 @@ class Look:
             flaws += tuple(self._flaws.values())
         rules = {name: tuple(rules[vip]) for name, rules in self._rules.items() if vip in rules}
         connections = _connections(vip) if self._privileged else None
+        parts = {rule.part for each in rules.values() for rule in each}
         return Facts(
             vip=vip,
             at=now,
@@ -128,15 +128,19 @@ class Look:
             held=tuple(self._held.get(vip, ())),
             rules=rules,
             connections=connections,
-            wrong=_wrong(vip, connections, rules.values()),
-            foreign=self._foreign(report),
+            wrong=_wrong(vip, connections) if Part.SNAT in parts else 0,
+            foreign=self._foreign(report, source=Part.MASQUERADE not in parts),
             flaws=flaws,
         )
 
-    def _foreign(self, report: Record | None) -> tuple[str, ...]:
+    def _foreign(self, report: Record | None, *, source: bool) -> tuple[str, ...]:
         """Return the chains that may translate before the rules that a daemon has, or would have."""
-        backend = installed().get(report.dataplane) if report and report.target else None
-        return tuple(map(str, ahead(backend, self._chains))) if backend else ()
+        backend = installed().get(report.dataplane) if report and report.target and self._privileged else None
+        if not backend:
+            return ()
+        with suppress(KevipError):
+            return tuple(map(str, ahead(backend, base_chains(backend), source=source)))
+        return ()
 
 
 def _held(interfaces: Iterable[interface.Interface]) -> dict[IPv4Address, list[Held]]:
@@ -158,10 +162,8 @@ def _connections(vip: IPv4Address) -> int | None:
     return None
 
 
-def _wrong(vip: IPv4Address, connections: int | None, rules: Iterable[tuple[Rule, ...]]) -> int:
-    """Return how many connections have a wrong source; none where our rules do not give them the VIP as theirs."""
-    if not connections or not any(rule.part is Part.SNAT for each in rules for rule in each):
-        return 0
+def _wrong(vip: IPv4Address, connections: int | None) -> int:
+    """Return how many connections do not have the VIP as their source, 0 if that cannot be told."""
     with suppress(KevipError):
-        return conntrack.count_wrong(vip, connections)
+        return conntrack.count_wrong(vip, connections) if connections else 0
     return 0

@@ -21,6 +21,9 @@ _FRESH = 6.0
 _LATE = 2.0
 """Seconds that a report may be old."""
 
+_MOVE = "leave --dataplane at auto, and have nft installed (apt-get install nftables)"
+_LOWER = "give that chain a higher priority"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -49,7 +52,7 @@ def _problems(facts: Facts) -> Iterator[str]:
         if facts.foreign:
             yield (
                 f"{facts.foreign[0]} translates before the rules in {report.dataplane}: TARGET may not see the VIP: "
-                "leave --dataplane at auto, and have nft installed (apt-get install nftables)"
+                + (_LOWER if report.dataplane == "nftables" else _MOVE)
             )
         yield from _of_target(report)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from urllib.request import urlopen
 
 import pytest
 from lab.network import (
@@ -120,20 +121,37 @@ def test_the_target_sees_the_vip_whoever_masquerades(
     assert "table ip other" in str(node.rules()["nftables"])
 
 
+@pytest.mark.parametrize("dataplane", DATAPLANES[1:])
+def test_a_masquerade_behind_iptables_is_no_problem(network: Network, start: Start, dataplane: str) -> None:
+    node = network.nodes[0]
+    load(node, masquerade(110))
+    replica = start(node, dataplane=dataplane).master()
+    assert sees_the_vip(network, node)
+    assert invoke(node, "status", f"--run-dir={replica.run_dir}").returncode == 0
+
+
+@pytest.mark.parametrize("dataplane", DATAPLANES[1:])
 @pytest.mark.parametrize("priority", [99, 100])
 def test_rules_in_iptables_that_are_not_to_move_are_a_problem_that_is_told(
-    network: Network, start: Start, priority: int
+    network: Network, start: Start, dataplane: str, priority: int
 ) -> None:
+    """It makes no host less ready than another: else none would be left."""
     node = network.nodes[0]
-    replica = start(node, dataplane="iptables-nft").master()
+    replica = start(node, dataplane=dataplane, metrics="0.0.0.0:9112").master()
     load(node, masquerade(priority))
     assert tcp_source(network.client, VIP) == f"{LAN}.11"
+    with node.entered(), urlopen("http://127.0.0.1:9112/readyz") as ready:
+        assert ready.status == 200
+    with node.entered(), urlopen("http://127.0.0.1:9112/metrics") as metrics:
+        text = metrics.read().decode()
+    assert f'kevip_foreign_nat_chains{{vip="{VIP}"}} 1.0' in text
+    assert f'kevip_conntrack_wrong_source{{vip="{VIP}"}} 1.0' in text
     done = invoke(node, "status", f"--run-dir={replica.run_dir}")
     assert done.returncode == 1
     told = " ".join(done.stdout.split())
-    assert "chain post of nftables table ip other translates before the rules in iptables-nft" in told
+    assert f"chain post of nftables table ip other translates before the rules in {dataplane}" in told
     assert "1 with a wrong source" in told
-    told = invoke(node, "check", f"--vip={VIP}", f"--target={TARGET}", "--seconds=1", "--dataplane=iptables-nft",
+    told = invoke(node, "check", f"--vip={VIP}", f"--target={TARGET}", "--seconds=1", f"--dataplane={dataplane}",
                   env={"PASSWORD": "x"}).stdout  # fmt: skip
     assert "chain post of nftables table ip other translates before" in " ".join(told.split())
     assert "do not have the VIP as the source that TARGET sees" in " ".join(told.split())
@@ -220,9 +238,7 @@ def test_two_groups_on_one_host_each_in_a_dataplane_of_its_own(network: Network,
 
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 @pytest.mark.parametrize("policy", ["ACCEPT", "DROP"])
-def test_what_others_refuse_stays_refused_on_master_and_backup(
-    network: Network, start: Start, dataplane: str, policy: str
-) -> None:
+def test_what_others_refuse_stays_refused(network: Network, start: Start, dataplane: str, policy: str) -> None:
     """As a NetworkPolicy does that forbids a pod everything: on its own node it is dropped in FORWARD."""
     node = network.nodes[0]
     kind = iptables_beside(dataplane)

@@ -1,9 +1,12 @@
 """What the kernel says of nftables, compared with what ``nft`` made there."""
 
+import sys
+from contextlib import suppress
 from ipaddress import IPv4Address
 
 from lab.network import Namespace
 
+from kevip.errors import HostError
 from kevip.host.nfnetlink import base_chains, contains
 
 RULESET = """
@@ -54,3 +57,18 @@ def test_finds_an_address_in_a_set(host: Namespace) -> None:
         assert contains("kube-proxy", "cluster-ips", IPv4Address("10.96.0.10"))
         assert not contains("kube-proxy", "cluster-ips", IPv4Address("10.96.0.11"))
         assert not contains("kube-proxy", "service-ips", IPv4Address("10.96.0.10"))
+
+
+def test_a_listing_that_others_interrupt_is_whole_all_the_same(host: Namespace) -> None:
+    """As a kube-proxy does that syncs thousands of chains."""
+    chains = "".join(f"chain c{number} {{ type filter hook forward priority 0; }}\n" for number in range(300))
+    change = f"table ip many\ndelete table ip many\ntable ip many {{\n{chains}}}\n"
+    host.run(
+        "nft", "-f", "-", stdin=f"table ip mine {{ chain c {{ type filter hook forward priority 0; }}; }}\n{change}"
+    )
+    script = f"import subprocess\nfor _ in range(5): subprocess.run(['nft', '-f', '-'], input={change!r}, text=True)\n"
+    changer = host.popen(sys.executable, "-c", script)
+    while changer.poll() is None:
+        with host.entered(), suppress(HostError):  # which says so
+            paths = [each.path for each in base_chains()]
+            assert len(paths) == len(set(paths)) == 301

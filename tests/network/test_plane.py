@@ -12,7 +12,9 @@ import pytest
 from lab.network import Namespace
 
 from kevip.core.messages import Level
+from kevip.dataplane.backend import Backend
 from kevip.dataplane.iptables import Iptables
+from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.plane import Plane
 from kevip.dataplane.rules import Proxy
 from kevip.dataplane.ruleset import Drift, Kind, Ruleset
@@ -55,7 +57,7 @@ NFT, LEGACY = Iptables("iptables-nft", "nft"), Iptables("iptables-legacy", "lega
 class Host:
     """A plane on a host, its listener, and the tools that it runs; ``offset`` sets its clock forward."""
 
-    def __init__(self, space: Namespace, tools: Path, backend: Iptables = NFT, **settings: object) -> None:
+    def __init__(self, space: Namespace, tools: Path, backend: Backend = NFT, **settings: object) -> None:
         self.space, self.backend = space, backend.name
         self.tools = tools
         self.told: list[object] = []
@@ -278,6 +280,79 @@ def test_the_rules_follow_where_others_translate(it: Host, level: Level) -> None
     it.plane.apply(Level.NONE)
     it.turn()
     assert (it.state(), it.space.rules()["nftables"]) == (NONE, [])
+
+
+def test_the_rules_follow_where_the_other_iptables_translates(it: Host) -> None:
+    it.plane.apply(Level.HELD)
+    it.turn()
+    it.space.iptables("-t", "nat", "-A", "POSTROUTING", "-s", "10.9.0.0/24", "-j", "MASQUERADE", backend="legacy")
+    it.look()
+    found = "chain POSTROUTING of iptables-legacy translates before iptables-nft: nftables takes over"
+    assert [str(each) for each in it.told] == [found]
+    assert (it.plane.backend, it.space.has_rules("iptables-nft")) == ("nftables", False)
+
+
+def test_a_move_leaves_only_what_accepts(it: Host) -> None:
+    it.space.iptables("-P", "FORWARD", "DROP")
+    it.plane.apply(Level.HELD)
+    it.turn()
+    it.look()
+    it.told.clear()
+    it.space.run("nft", "-f", "-", stdin=OTHER)
+    it.look()
+    assert [each.kind for each in it.told if isinstance(each, Drift)] == [Kind.FOREIGN_NAT]
+    saved = it.space.rules()["iptables-nft"]
+    assert [f"filter {line}\n" for line in saved if "kevip:10.77.0.100" in line] == [ACCEPT]
+
+
+def test_rules_of_nftables_in_tables_of_iptables_make_no_master_unfit(it: Host) -> None:
+    """Those cannot be read by it any more. What is left there is told at the end; it does nothing."""
+    it.plane.apply(Level.HELD)
+    it.turn()
+    it.space.run("nft", "add rule ip nat POSTROUTING ct state established counter")
+    it.look()
+    [told] = it.told
+    assert str(told).startswith("iptables-nft cannot read nat")
+    assert it.plane.backend == "nftables"
+    it.look()
+    assert len(it.told) == 1
+    it.plane.apply(Level.NONE)
+    it.turn()
+    assert it.told[1:] == ["release.failed rules", "cleared False"]
+    assert not it.space.has_rules("nftables")
+    it.space.run("nft", "flush", "chain", "ip", "nat", "POSTROUTING")
+    it.plane.apply(Level.NONE)
+    it.turn()
+    assert it.told[3:] == ["cleared True"]
+
+
+def test_a_forward_chain_that_iptables_cannot_read_is_left_alone(host: Namespace, tools: Path) -> None:
+    rules = "type filter hook forward priority filter; policy drop; ct state established,related counter accept;"
+    host.run("nft", "-f", "-", stdin=f"table ip filter {{ chain FORWARD {{ {rules} }}; }}\n")
+    host.sysctl("net.ipv4.ip_forward", "1")
+    before = host.run("nft", "--stateless", "list", "ruleset")
+    with host.entered():
+        it = Host(host, tools, Nftables())
+        for level in (Level.NONE, Level.HELD):
+            it.plane.apply(level)
+            it.turn()
+            it.look()
+            it.look()
+        assert (it.told, set(it.plane.rules)) == (["cleared True"], {"nftables"})
+        it.plane.end()
+        assert host.run("nft", "--stateless", "list", "ruleset") == before
+        it.loop.close()
+
+
+def test_rules_that_are_doubled_are_drift(it: Host) -> None:
+    it.plane.apply(Level.HELD)
+    it.turn()
+    it.space.run("sh", "-c", "iptables-nft-save -t nat | grep -- '-A OUTPUT' | "
+                 "(echo '*nat'; cat; echo COMMIT) | iptables-nft-restore --noflush")  # fmt: skip
+    it.look()
+    assert len(it.told) == 1
+    assert "nat rule foreign: -A OUTPUT" in str(it.told)
+    assert it.state() == HELD
 
 
 def test_what_others_do_to_a_backup_is_repaired_and_told(it: Host) -> None:

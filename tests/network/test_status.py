@@ -128,7 +128,7 @@ def test_a_cleanup_leaves_connections_alone_that_kevip_did_not_translate(host: N
 
 
 def test_what_a_killed_daemon_left_is_told_and_removed(network: Network, start: Start) -> None:
-    replica = start(network.nodes[0]).master()
+    replica = start(network.nodes[0], dataplane="iptables-nft").master()
     before = add_canaries(replica.node)
     assert tcp_source(network.client, VIP) == VIP
     replica.node.run("iptables-legacy-restore", "--noflush", stdin=rules(VIP))

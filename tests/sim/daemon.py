@@ -9,7 +9,7 @@ from unittest import mock
 
 from kevip.core.messages import Role
 from kevip.daemon import STOPS, Daemon
-from kevip.dataplane import plane, select
+from kevip.dataplane import iptables, plane, select
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
@@ -210,6 +210,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         },
         plane: {**timed, "Beside": lambda _: Beside(here())},
         select: {"installed": dict},
+        iptables: {"installed": dict},
         nfnetlink: {"base_chains": list},
         interface: {
             "is_running": lambda _: here().is_linked,

@@ -86,10 +86,10 @@ def test_the_rules_are_these() -> None:
 
 
 def test_sources_and_ports_are_limited_by_sets() -> None:
-    ports = (Ports("tcp", 443, 443), Ports("udp", 53, 54))
+    ports = (Ports("udp", 53, 54), Ports("tcp", 8005, 8020), Ports("tcp", 443, 443), Ports("tcp", 8000, 8010))
     text = NFT.setup(Proxy(vip=VIP, target=TARGET, ports=ports, allow_from=(IPv4Network("10.1.0.0/16"),)), TRANSLATION)
     assert "elements = { 10.1.0.0/16 }" in text
-    assert "elements = { tcp . 443-443, udp . 53-54 }" in text
+    assert "elements = { tcp . 443-443, tcp . 8000-8020, udp . 53-54 }" in text
     assert "ct state invalid,new,untracked ip saddr != @sources counter drop" in text
     assert "meta l4proto . th dport @ports counter dnat to" in text
     assert text.count("counter reject") == 2
@@ -146,7 +146,7 @@ def nat(path: str, hook: str, priority: int, kind: str = "nat") -> Chain:
     (nat("inet firewalld nat_PREROUTING", "prerouting", -90), False, False),
     (nat("ip other in", "input", 100), False, False),
     (nat("ip other post", "postrouting", 0, "filter"), False, False),
-    (nat("ip nat POSTROUTING", "postrouting", 100), False, False),
+    (nat("iptables-legacy nat POSTROUTING", "postrouting", 100), True, False),
     (nat("ip nat mine", "postrouting", 100), True, False),
     (nat("ip kevip-10.0.0.101 postrouting", "postrouting", 95), False, False),
 ])  # fmt: skip
