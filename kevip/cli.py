@@ -13,8 +13,8 @@ from click.core import ParameterSource
 
 from kevip import log, manifest
 from kevip.check import report
-from kevip.check.checks import diagnose, listening_time
-from kevip.check.finding import Verdict
+from kevip.check.checks import diagnose
+from kevip.check.report import Verdict
 from kevip.config import (
     RANGES,
     RUN_DIR,
@@ -322,7 +322,7 @@ def check(*, as_json: bool, strict: bool, seconds: float | None, **given: Any) -
     _hide_password(given)
     config = load(given)
     log.configure(form=config.log_format, level=config.log_level)
-    findings = diagnose(config, seconds or listening_time(config))
+    findings = diagnose(config, seconds)
     verdicts = report.as_json(config, findings) if as_json else report.as_text(findings)
     bad = verdicts[Verdict.FAILED] + strict * verdicts[Verdict.WARNING]
     return ExitStatus.FAILURE if bad else ExitStatus.OK

@@ -1,12 +1,12 @@
 """All checks, in the order in which they are told. They change nothing, and send nothing but ARP probes and a ping."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address
 
-from kevip.check import election, rules, target, traffic
-from kevip.check.finding import Finding, failed, ok, warning
+from kevip.check import election, rules, traffic
 from kevip.check.preflight import PACKAGES, Fitness, examine
+from kevip.check.report import Finding, failed, ok, warning
 from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
@@ -20,30 +20,23 @@ from kevip.host import kernel, lock, route
 from kevip.host.interface import Interface
 from kevip.status.runfile import StateFile
 
-PING = Check(kind="icmp")
-_PATIENCE = 2.0
-"""Seconds for TARGET to answer."""
-
-_LONGEST = 60.0
-"""Seconds to listen at most, if nobody says for how long."""
+_PING = Check(kind="icmp")
+_PATIENCE = 2.0  # seconds for TARGET to answer
+_LONGEST = 60.0  # seconds to listen at most, if nobody says for how long
 
 
-def listening_time(config: Config) -> float:
-    """Return the seconds after which a silent group has no master: its adverts missed, and one more."""
-    return min((config.dead_ratio + 1) * config.advbase, _LONGEST)
-
-
-def diagnose(config: Config, seconds: float) -> Iterator[Finding]:
-    """Check this host and its network segment, listening there for some seconds.
+def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
+    """Check this host and its network segment, listening there for some seconds, or until a master would be missed.
 
     What the start refuses is told in its words; what cannot be looked at because of that is left out.
     """
+    seconds = seconds or min((config.dead_ratio + 1) * config.advbase, _LONGEST)  # its adverts missed, and one more
     fitness = examine(config)
     yield from _start(config, fitness)
     if place := fitness.placement:
         here = next(each for each in fitness.interfaces if each.name == place.interface)
-        yield _kevip(config.vip, fitness.interfaces, fitness.saved)
-        yield from _place(config, here)
+        yield _kevip(config.vip, fitness)
+        yield _multicast(config, here)
         if "capabilities" not in fitness.problems:
             yield from _attempt("election", _election(config, here, place.source, seconds))
         if config.target:
@@ -51,29 +44,18 @@ def diagnose(config: Config, seconds: float) -> Iterator[Finding]:
     if config.target:
         yield from _proxy(config, config.target, fitness)
     else:
-        held = ok("service", "no TARGET: with --hold-only, something else on this host serves the VIP")
+        held = "no TARGET: with --hold-only, something else on this host serves the VIP"
         yield from _told(fitness, "service", held)
         if config.check:
             yield _answer(config.check, None)
 
 
-def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
-    """Yield what it takes to proxy the VIP to TARGET."""
-    if fitness.backend:
-        yield from _told(fitness, "service", target.service(address, fitness.service))
-    if "capabilities" not in fitness.problems:
-        yield _answer(config.check, address)
-    if fitness.backend:
-        yield from _rules(config, fitness.saved, fitness.backend[0])
-    yield traffic.loose(picks_up=conntrack.picks_up_connections())
-    yield traffic.fill(conntrack.fill())
-    yield traffic.sources(config.allow_from, config.vip)
-
-
-def _answer(check: Check | None, address: IPv4Address | None) -> Finding:
-    """Ask TARGET, or what serves a VIP that is only held: as the settings say, else by a ping."""
-    question = partial(ask, check or PING, address, _PATIENCE)
-    return target.answer(check, address, Asker(question, _PATIENCE).ask(None))
+def _told(fitness: Fitness, check: str, well: str) -> Iterator[Finding]:
+    """Yield what the start refuses, else how it is, if that is known."""
+    problems = fitness.problems.get(check, [])
+    yield from (failed(check, problem) for problem in problems)
+    if well and not problems:
+        yield ok(check, well)
 
 
 def _attempt(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -86,47 +68,23 @@ def _attempt(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield failed(check, f"cannot be looked at: {error.strerror or error}")
 
 
-def _told(fitness: Fitness, check: str, well: Finding) -> Iterator[Finding]:
-    """Yield what the start refuses, else how it is, if that is known."""
-    problems = fitness.problems.get(check)
-    if problems:
-        yield from (failed(check, problem) for problem in problems)
-    elif well.found:
-        yield well
-
-
 def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
     """Yield what the start looks at."""
-    place, proxies = fitness.placement, fitness.placement and config.target
-    forwards = "on" if fitness.forwards else "off: kevip switches it on"
-    yield from _told(fitness, "programs", ok("programs", ", ".join(PACKAGES)))
-    yield from _told(fitness, "capabilities", ok("capabilities", ", ".join(kernel.CAPABILITIES)))
+    place = fitness.placement
+    yield from _told(fitness, "programs", ", ".join(PACKAGES))
+    yield from _told(fitness, "capabilities", ", ".join(kernel.CAPABILITIES))
     problem = StateFile(config.run_dir, config.vip).problem()
     yield failed("run dir", problem) if problem else ok("run dir", str(config.run_dir))
-    where = f"{place.interface}, source address {place.source}" if place else ""
-    yield from _told(fitness, "interface", ok("interface", where))
-    yield from _told(fitness, "forwarding", ok("forwarding", f"IP forwarding is {forwards}" if proxies else ""))
+    yield from _told(fitness, "interface", f"{place.interface}, source address {place.source}" if place else "")
+    forwards = "on" if fitness.forwards else "off: kevip switches it on"
+    yield from _told(fitness, "forwarding", f"IP forwarding is {forwards}" if place and config.target else "")
     chosen = f"{fitness.backend[0].name}: {fitness.backend[1]}" if fitness.backend else ""
-    yield from _told(fitness, "dataplane", ok("dataplane", chosen))
+    yield from _told(fitness, "dataplane", chosen)
 
 
-def _place(config: Config, here: Interface) -> Iterator[Finding]:
-    """Yield what is at the place of the VIP."""
-    if config.broadcast:
-        yield ok("multicast", "not needed with --broadcast")
-    elif here.multicast:
-        yield ok("multicast", f"{here.name} can; whether switches pass it (IGMP snooping) is not seen from here")
-    else:
-        yield warning(
-            "multicast",
-            f"{here.name} does not take multicast: adverts of peers may not be heard",
-            f"ip link set dev {here.name} multicast on; or --broadcast, on all hosts",
-        )
-
-
-def _kevip(vip: IPv4Address, interfaces: tuple[Interface, ...], saved: Mapping[str, str]) -> Finding:
+def _kevip(vip: IPv4Address, fitness: Fitness) -> Finding:
     """Say what kevip does here already; the VIP as a lease is its mark."""
-    here = bool(leases(interfaces, vip))
+    here, saved = bool(leases(fitness.interfaces, vip)), fitness.saved
     if vip in lock.taken():
         return ok("kevip", f"runs here for VIP {vip}, as {'master' if here else 'backup'}")
     if here or any(vip in each.rules(saved[name]) for name, each in installed().items() if name in saved):
@@ -134,15 +92,28 @@ def _kevip(vip: IPv4Address, interfaces: tuple[Interface, ...], saved: Mapping[s
     return ok("kevip", f"does not run here for VIP {vip}")
 
 
+def _multicast(config: Config, here: Interface) -> Finding:
+    if config.broadcast:
+        return ok("multicast", "not needed with --broadcast")
+    if here.multicast:
+        return ok("multicast", f"{here.name} can; whether switches pass it (IGMP snooping) is not seen from here")
+    found = f"{here.name} does not take multicast: adverts of peers may not be heard"
+    advice = f"ip link set dev {here.name} multicast on; or --broadcast, on all hosts"
+    return warning("multicast", found, advice)
+
+
 def _election(config: Config, here: Interface, source: IPv4Address, seconds: float) -> Iterator[Finding]:
     group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
     subnets = [each.ip.network for each in here.addresses]
     heard = election.Listener(here.name, source, group, subnets).listen(seconds)
-    yield from election.judge(heard, group, Interval(config.advbase, config.advskew), config.dead_ratio)
+    yield from election.masters(heard, Interval(config.advbase, config.advskew), config.dead_ratio)
+    yield from election.strangers(heard, group)
+    yield from election.duplicates(heard, group.vip)
 
 
-def _rules(config: Config, saved: Mapping[str, str], backend: Backend) -> Iterator[Finding]:
-    vip, chains, runs = config.vip, base_chains(backend), config.vip in lock.taken()
+def _rules(config: Config, fitness: Fitness, backend: Backend) -> Iterator[Finding]:
+    vip, saved = config.vip, fitness.saved
+    chains, runs = base_chains(backend), vip in lock.taken()
     yield from rules.forwarding(saved, vip, chains)
     yield from rules.translating(backend, chains, movable="nftables" in installed())
     yield rules.postrouting(saved.get(backend.name, ""), vip, runs=runs)
@@ -155,6 +126,25 @@ def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...
     """Yield what is on the way to TARGET."""
     way = route.require(address)
     out = next((each.mtu for each in interfaces if each.name == way.interface), here.mtu)
-    yield target.route(address, way)
+    yield traffic.route(address, way)
     yield traffic.mtu(here.name, here.mtu, way, way.mtu or out)
     yield from traffic.reverse_path(here.name, kernel.reverse_path_filter(here.name), way, route.default_interfaces())
+
+
+def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
+    """Yield what it takes to proxy the VIP to TARGET."""
+    if fitness.backend:
+        yield from _told(fitness, "service", traffic.service(address, fitness.service).found)
+    if "capabilities" not in fitness.problems:
+        yield _answer(config.check, address)
+    if fitness.backend:
+        yield from _rules(config, fitness, fitness.backend[0])
+    yield traffic.loose(picks_up=conntrack.picks_up_connections())
+    yield traffic.fill(conntrack.fill())
+    yield traffic.sources(config.allow_from, config.vip)
+
+
+def _answer(check: Check | None, address: IPv4Address | None) -> Finding:
+    """Ask TARGET, or what serves a VIP that is only held: as the settings say, else by a ping."""
+    question = partial(ask, check or _PING, address, _PATIENCE)
+    return traffic.answer(check, address, Asker(question, _PATIENCE).ask(None))

@@ -1,6 +1,6 @@
 """The election as it is heard on the wire: masters, adverts that are not of our group, and who answers ARP for the VIP.
 
-Heard is passive but for ARP probes (RFC 5227), which say nothing of this host. Adverts come from a virtual MAC address,
+Nothing is sent but ARP probes (RFC 5227), which say nothing of this host. Adverts come from a virtual MAC address,
 00:00:5e:00:00:VHID, and ARP replies from the host's own one: who answers for the VIP is known by asking for the
 addresses of those who advertise, too.
 """
@@ -12,23 +12,19 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import chain
 from time import monotonic
 
-from kevip.check.finding import Finding, failed, ok, warning
+from kevip.check.report import Finding, failed, ok, warning
 from kevip.election.adverts import Adverts
 from kevip.election.carp import BadAdvertError, Group, Interval, keeps_backup, signed_for
 from kevip.host.arp import Neighbours
 from kevip.host.wire import Wire
 
-_AGAIN = 0.9
-"""Seconds between ARP probes: a neighbour may miss one."""
-
-_SUBNET = 1 << 16
-"""Addresses of a subnet that are tried as a stranger's VIP, at most: 0.3 s."""
-
-_SENDERS = 32
-"""Hosts whose address is asked for at most: senders of packets can be forged."""
+_AGAIN = 0.9  # seconds between ARP probes: a neighbour may miss one
+_SUBNET = 1 << 16  # addresses of a subnet that are tried as a stranger's VIP, at most: 0.3 s
+_SENDERS = 32  # hosts whose address is asked for at most: senders of packets can be forged
+_SAME_BASE = "set --advbase to the same on all hosts"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Stranger:
     """An advert that was none of our group: why, from whom, and for which VIP it was signed if that could be told."""
 
@@ -39,23 +35,15 @@ class Stranger:
 
 @dataclass(slots=True, kw_only=True)
 class Heard:
-    """What was heard in some seconds, on the interface with this source address.
-
-    ``masters`` has the shortest interval of each host that advertises, ``ours`` says whether this host does; ``claims``
-    are the MAC addresses of others that answer for the VIP, ``macs`` those of the hosts that advertise.
-    """
+    """What was heard in some seconds, on the interface with this source address."""
 
     seconds: float
     source: IPv4Address
-    ours: bool = False
-    masters: dict[IPv4Address, Interval] = field(default_factory=dict)
+    ours: bool = False  # whether this host advertises
+    masters: dict[IPv4Address, Interval] = field(default_factory=dict)  # the shortest of each host that does
     strangers: set[Stranger] = field(default_factory=set)
-    claims: set[str] = field(default_factory=set)
-    macs: dict[IPv4Address, set[str]] = field(default_factory=dict)
-
-    def holders(self) -> set[IPv4Address]:
-        """Return those who advertise and answer for the VIP."""
-        return {source for source, macs in self.macs.items() if macs & self.claims}
+    claims: set[str] = field(default_factory=set)  # the MAC addresses of others that answer for the VIP
+    macs: dict[IPv4Address, set[str]] = field(default_factory=dict)  # of those that advertise
 
 
 class Listener:
@@ -83,7 +71,8 @@ class Listener:
                     for each in self._neighbours():
                         each.ask()
                     ask = now + _AGAIN
-                select.select(self._sources(), [], [], min(ask, end) - now)
+                sources: list[Wire | Neighbours] = [self._adverts.others, self._adverts.own, *self._neighbours()]
+                select.select(sources, [], [], min(ask, end) - now)
                 self._take_adverts()
                 self._take_claims()
         finally:
@@ -92,25 +81,20 @@ class Listener:
                 each.close()
         return self._heard
 
-    def _sources(self) -> list[Wire | Neighbours]:
-        return [self._adverts.others, self._adverts.own, *self._neighbours()]
-
     def _neighbours(self) -> list[Neighbours]:
         return [self._vip, *self._senders.values()]
 
     def _take_adverts(self) -> None:
-        for _, advert in self._adverts.sent():
-            if isinstance(advert, BadAdvertError):
-                self._note_stranger(advert)
-            else:
-                self._heard.ours = True
-        for _, advert in self._adverts.hear():
-            if isinstance(advert, BadAdvertError):
-                self._note_stranger(advert)
-            else:
-                shortest = self._heard.masters.get(advert.source, advert.interval)
-                self._heard.masters[advert.source] = min(shortest, advert.interval)
-                self._know(advert.source)
+        for ours, adverts in ((True, self._adverts.sent()), (False, self._adverts.hear())):
+            for _, advert in adverts:
+                if isinstance(advert, BadAdvertError):
+                    self._note_stranger(advert)
+                elif ours:
+                    self._heard.ours = True
+                else:
+                    shortest = self._heard.masters.get(advert.source, advert.interval)
+                    self._heard.masters[advert.source] = min(shortest, advert.interval)
+                    self._know(advert.source)
 
     def _note_stranger(self, error: BadAdvertError) -> None:
         known = any((each.reason, each.source) == (error.reason, error.source) for each in self._heard.strangers)
@@ -133,50 +117,33 @@ class Listener:
             self._heard.macs.setdefault(source, set()).update(neighbours.claims())
 
 
-def judge(heard: Heard, group: Group, own: Interval, dead_ratio: int) -> Iterator[Finding]:
-    """Say what was heard of the election, and who has the VIP."""
-    yield from masters(heard, own, dead_ratio)
-    yield from strangers(heard, group)
-    yield from duplicates(heard, group.vip)
-
-
 def masters(heard: Heard, own: Interval, dead_ratio: int) -> Iterator[Finding]:
     """Say who advertises as master of this group, and whether that fits our timing."""
     if heard.ours:
         yield ok("election", "this host is master, and advertises")
     elif not heard.masters:
-        yield ok(
-            "election",
-            f"no master of this group heard in {heard.seconds:g} s: this host would be it",
-            "if another host is, its adverts do not come here: try --broadcast, on all hosts",
-        )
+        found = f"no master of this group heard in {heard.seconds:g} s: this host would be it"
+        yield ok("election", found, "if another host is, its adverts do not come here: try --broadcast, on all hosts")
     for source, interval in sorted(heard.masters.items()):
         if source == heard.source:
             yield failed("election", f"another host advertises from {source}, our own address", "give it its own one")
-            continue
-        yield _timing(source, interval, own, dead_ratio)
-    rivals = heard.masters.keys() - {heard.source}
+        else:
+            yield _timing(source, interval, own, dead_ratio)
+    rivals = sorted(heard.masters.keys() - {heard.source})
     if len(rivals) + heard.ours > 1:
-        who = " and ".join(map(str, sorted(rivals)))
-        yield warning(
-            "election",
-            f"several masters at once: {who}{' and this host' if heard.ours else ''}",
-            "during a handover that is normal; if it stays, they do not hear each other",
-        )
+        who = " and ".join(map(str, rivals)) + " and this host" * heard.ours
+        advice = "during a handover that is normal; if it stays, they do not hear each other"
+        yield warning("election", f"several masters at once: {who}", advice)
 
 
 def _timing(source: IPv4Address, interval: Interval, own: Interval, dead_ratio: int) -> Finding:
     found = f"{source} is master, with --advbase {interval.advbase} and --advskew {interval.advskew}"
     if not keeps_backup(interval, own, dead_ratio):
-        patience = own.advbase * dead_ratio
-        return failed(
-            "election",
-            f"{found}: this host, with --advbase {own.advbase} and --dead-ratio {dead_ratio}, waits {patience} s only, "
-            "and would take over from it",
-            "set --advbase to the same on all hosts (or is it leaving just now? then check again)",
-        )
+        us = f"this host, with --advbase {own.advbase} and --dead-ratio {dead_ratio}"
+        found += f": {us}, waits {own.advbase * dead_ratio} s only, and would take over from it"
+        return failed("election", found, f"{_SAME_BASE} (or is it leaving just now? then check again)")
     if interval.advbase != own.advbase:
-        return warning("election", f"{found}; ours is {own.advbase}", "set --advbase to the same on all hosts")
+        return warning("election", f"{found}; ours is {own.advbase}", _SAME_BASE)
     return ok("election", found)
 
 
@@ -186,62 +153,45 @@ def strangers(heard: Heard, group: Group) -> Iterator[Finding]:
         if each.source == heard.source:
             yield failed("other groups", "what advertises on this host has another password", "check with its settings")
         else:
-            yield _stranger(each, group, holds_vip=each.source in heard.holders())
+            holds_vip = bool(each.source and heard.macs.get(each.source, set()) & heard.claims)
+            yield _stranger(each, group, holds_vip=holds_vip)
     if not heard.strangers:
         yield ok("other groups", f"no adverts of others with id {group.vhid}")
 
 
 def _stranger(stranger: Stranger, group: Group, *, holds_vip: bool) -> Finding:
-    source = stranger.source or "an unknown sender"
+    source, vhid = stranger.source or "an unknown sender", group.vhid
     other_id = "give one of the two groups another --vip-id"
     if stranger.reason == "version":
-        return warning(
-            "other groups",
-            f"{source} speaks VRRP with id {group.vhid}: no conflict, but both log it",
-            f"to keep logs quiet, {other_id}",
-        )
-    if stranger.reason != "digest":
-        return warning(
-            "other groups",
-            f"{source} sends bad adverts with id {group.vhid} ({stranger.reason})",
-            "they are ignored; if they are a peer's, see what is between the two hosts",
-        )
-    if stranger.vip:
-        return warning(
-            "other groups", f"{source} uses id {group.vhid} for VIP {stranger.vip}, with our password", other_id
-        )
-    if holds_vip:
-        return failed(
-            "other groups",
-            f"{source} holds VIP {group.vip}, and advertises with another password",
-            "set --password to the same on all hosts",
-        )
-    return warning(
-        "other groups",
-        f"{source} advertises with id {group.vhid} and a password that is not ours; it does not hold VIP {group.vip}",
-        f"if it should be a peer, set --password and --vip to the same on all hosts; if not, {other_id}",
-    )
+        found = f"{source} speaks VRRP with id {vhid}: no conflict, but both log it"
+        advice = f"to keep logs quiet, {other_id}"
+    elif stranger.reason != "digest":
+        found = f"{source} sends bad adverts with id {vhid} ({stranger.reason})"
+        advice = "they are ignored; if they are a peer's, see what is between the two hosts"
+    elif stranger.vip:
+        found, advice = f"{source} uses id {vhid} for VIP {stranger.vip}, with our password", other_id
+    elif holds_vip:
+        found = f"{source} holds VIP {group.vip}, and advertises with another password"
+        return failed("other groups", found, "set --password to the same on all hosts")
+    else:
+        found = f"{source} advertises with id {vhid} and a password that is not ours; it does not hold VIP {group.vip}"
+        advice = f"if it should be a peer, set --password and --vip to the same on all hosts; if not, {other_id}"
+    return warning("other groups", found, advice)
 
 
 def duplicates(heard: Heard, vip: IPv4Address) -> Iterator[Finding]:
     """Say who answers ARP for the VIP, and whether that is who should."""
     rightful = {mac: source for source in heard.masters for mac in heard.macs.get(source, ())}
     known = {mac: source for source, macs in heard.macs.items() for mac in macs}
+    advice = "take the VIP from that host, or take another one; if it runs kevip too, see why its adverts are not heard"
     for mac in sorted(heard.claims):
         if mac in rightful:
             yield ok("duplicates", f"{rightful[mac]} ({mac}), which is master, answers ARP for the VIP")
-            continue
-        who = f"{known[mac]} ({mac})" if mac in known else mac
-        yield failed(
-            "duplicates",
-            f"{who} answers ARP for VIP {vip}, and is no master of this group",
-            "take the VIP from that host, or take another one; if it runs kevip too, see why its adverts are not heard",
-        )
+        else:
+            who = f"{known[mac]} ({mac})" if mac in known else mac
+            yield failed("duplicates", f"{who} answers ARP for VIP {vip}, and is no master of this group", advice)
     if not heard.claims and heard.masters:
-        yield warning(
-            "duplicates",
-            f"nobody answers ARP for VIP {vip}, though there is a master",
-            "see the log of kevip there",
-        )
+        found = f"nobody answers ARP for VIP {vip}, though there is a master"
+        yield warning("duplicates", found, "see the log of kevip there")
     elif not heard.claims:
         yield ok("duplicates", f"nobody else answers ARP for VIP {vip}")

@@ -13,14 +13,11 @@ from kevip.host import command, interface, kernel, kubernetes
 
 _Found = TypeVar("_Found")
 
+# The programs that kevip runs, and the Debian packages that they come in.
 PACKAGES = {
-    "ucarp": "ucarp",
-    "ip": "iproute2",
-    "conntrack": "conntrack",
-    "setpriv": "util-linux",
+    "ucarp": "ucarp", "ip": "iproute2", "conntrack": "conntrack", "setpriv": "util-linux",
     "bash": "bash",
-}
-"""The programs that kevip runs, and the Debian packages that they come in."""
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,17 +32,14 @@ class Host:
 
 @dataclass(slots=True)
 class Fitness:
-    """What was found out about this host, as far as that was possible, and the problems by what they are about.
-
-    ``saved`` is what ``iptables-save`` prints in each back end, ``service`` how kube-proxy handles a TARGET of its own.
-    """
+    """What was found out about this host, as far as that was possible, and the problems by what they are about."""
 
     placement: interface.Placement | None = None
     interfaces: tuple[interface.Interface, ...] = ()
     backend: tuple[Backend, str] | None = None
     forwards: bool = True
-    saved: dict[str, str] = field(default_factory=dict)
-    service: kubernetes.Mode | None = None
+    saved: dict[str, str] = field(default_factory=dict)  # what ``iptables-save`` prints in each back end
+    service: kubernetes.Mode | None = None  # how kube-proxy handles a TARGET of its own
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     def attempt(self, about: str, program: str, action: Callable[[], _Found]) -> _Found | None:
@@ -76,23 +70,12 @@ def preflight(config: Config) -> Host:
 def examine(config: Config) -> Fitness:
     """Find out all that a start needs to know of this host."""
     fitness = Fitness()
-    fitness.note(
-        "programs",
-        *(
-            f"{program} is not installed: apt-get install {package}"
-            for program, package in PACKAGES.items()
-            if not command.find(program)
-        ),
-    )
+    absent = [program for program in PACKAGES if not command.find(program)]
+    fitness.note("programs", *[f"{each} is not installed: apt-get install {PACKAGES[each]}" for each in absent])
     lacking = kernel.missing_capabilities()
-    fitness.note(
-        "capabilities",
-        *(
-            f"capability {name} is missing: run as root, in Docker with --cap-add {name}, "
-            f"in Kubernetes with securityContext.capabilities.add [{name}]"
-            for name in lacking
-        ),
-    )
+    for name in lacking:
+        way = f"in Docker with --cap-add {name}, in Kubernetes with securityContext.capabilities.add [{name}]"
+        fitness.note("capabilities", f"capability {name} is missing: run as root, {way}")
     fitness.interfaces = fitness.attempt("interface", "ip", interface.listing) or ()
     if fitness.interfaces:
         fitness.placement = fitness.attempt("interface", "ip", lambda: locate(config, fitness.interfaces))
@@ -101,26 +84,22 @@ def examine(config: Config) -> Fitness:
     if fitness.backend:
         fitness.saved = save_all()
     if config.target:
-        if fitness.placement:
-            _examine_forwarding(fitness, fitness.placement.interface)
-        if fitness.interfaces and fitness.backend:
-            _examine_target(fitness, config.target)
+        _examine_proxying(fitness, config.target)
     elif fitness.placement:
         _examine_holding(fitness, config.vip, fitness.placement.interface)
     return fitness
 
 
-def _examine_forwarding(fitness: Fitness, name: str) -> None:
-    fitness.forwards = kernel.forwards(name)
-    if not fitness.forwards and not kernel.may_forward(name):
-        fitness.note(
-            "forwarding",
-            "IP forwarding is off and /proc/sys is read-only here: sysctl -w net.ipv4.ip_forward=1 on the host",
-        )
-
-
-def _examine_target(fitness: Fitness, target: IPv4Address) -> None:
-    """See whether TARGET is a cluster-IP that a packet which was translated once cannot reach any more."""
+def _examine_proxying(fitness: Fitness, target: IPv4Address) -> None:
+    """See whether packets are forwarded, and to no cluster-IP that one which was translated cannot reach any more."""
+    if fitness.placement:
+        name = fitness.placement.interface
+        fitness.forwards = kernel.forwards(name)
+        if not fitness.forwards and not kernel.may_forward(name):
+            problem = "IP forwarding is off and /proc/sys is read-only here"
+            fitness.note("forwarding", f"{problem}: sysctl -w net.ipv4.ip_forward=1 on the host")
+    if not fitness.interfaces or not fitness.backend:
+        return
     fitness.service = kubernetes.mode_of(target, fitness.interfaces, fitness.saved.values())
     if fitness.service in {kubernetes.Mode.IPTABLES, kubernetes.Mode.NFTABLES}:
         fitness.note(
@@ -140,11 +119,9 @@ def _examine_target(fitness: Fitness, target: IPv4Address) -> None:
 def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:
     """See whether this host would answer ARP for a VIP that kube-proxy has put on each node."""
     if kubernetes.on_ipvs_interface(vip, fitness.interfaces) and kernel.answers_arp_for_all(name):
-        fitness.note(
-            "service",
-            f"kube-proxy, in IPVS mode, has VIP {vip} on each node, and this one answers ARP for it as backup too: set "
-            f"strictARP: true for kube-proxy (or sysctl -w net.ipv4.conf.{name}.arp_ignore=1)",
-        )
+        problem = f"kube-proxy, in IPVS mode, has VIP {vip} on each node, and this one answers ARP for it as backup too"
+        advice = f"set strictARP: true for kube-proxy (or sysctl -w net.ipv4.conf.{name}.arp_ignore=1)"
+        fitness.note("service", f"{problem}: {advice}")
 
 
 def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> interface.Placement:

@@ -1,23 +1,56 @@
-"""The findings as people and programs read them."""
+"""What each check found and what to do about it, and how people and programs read that."""
 
 import json
 import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import partial
 
 import click
 
-from kevip.check.finding import Finding, Verdict
 from kevip.config import Config
 
-_COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red"}
-_VERDICT, _CHECK = 9, 14
-"""Columns of the verdict and of the name of the check."""
-
+_VERDICT, _CHECK = 9, 14  # columns of the verdict and of the name of the check
 _WIDEST = 110
+
+
+class Verdict(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARNING = "warning"  # it may work, or break in some event
+    FAILED = "failed"  # it will not work
+
+
+_COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of ``kevip check``."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+def ok(check: str, found: str, advice: str = "") -> Finding:
+    """Return a finding that is well."""
+    return Finding(check, Verdict.OK, found, advice)
+
+
+def warning(check: str, found: str, advice: str) -> Finding:
+    """Return a finding that may become trouble."""
+    return Finding(check, Verdict.WARNING, found, advice)
+
+
+def failed(check: str, found: str, advice: str = "") -> Finding:
+    """Return a finding that keeps kevip from working."""
+    return Finding(check, Verdict.FAILED, found, advice)
 
 
 def as_text(findings: Iterable[Finding]) -> Counter[Verdict]:
@@ -28,7 +61,9 @@ def as_text(findings: Iterable[Finding]) -> Counter[Verdict]:
         verdicts[finding.verdict] += 1
         head = click.style(f"{finding.verdict:<{_VERDICT}}", fg=_COLOURS[finding.verdict])
         click.echo(head + lines(finding, width))
-    click.echo(summary(verdicts))
+    well, warnings, failures = (verdicts[verdict] for verdict in Verdict)
+    plural = "s" * (warnings != 1)
+    click.echo(f"{verdicts.total()} checks: {well} ok, {warnings} warning{plural}, {failures} failed")
     return verdicts
 
 
@@ -40,21 +75,11 @@ def lines(finding: Finding, width: int) -> str:
     return f"{finding.check:<{_CHECK}}" + f"\n{indent}".join([*found, *advice])
 
 
-def summary(verdicts: Counter[Verdict]) -> str:
-    """Return one line that says how it is."""
-    ok, warnings, failed = (verdicts[verdict] for verdict in Verdict)
-    return f"{verdicts.total()} checks: {ok} ok, {warnings} warning{'s' * (warnings != 1)}, {failed} failed"
-
-
 def as_json(config: Config, findings: Iterable[Finding]) -> Counter[Verdict]:
     """Print one JSON object; return how many findings there are of each verdict."""
-    told = list(findings)
-    verdicts = Counter(finding.verdict for finding in told)
-    document = {
-        "vip": str(config.vip),
-        "target": str(config.target),
-        "findings": [asdict(finding) for finding in told],
-        "summary": {verdict.value: verdicts[verdict] for verdict in Verdict},
-    }
+    told = [asdict(finding) for finding in findings]
+    verdicts = Counter(Verdict(finding["verdict"]) for finding in told)
+    summary = {verdict.value: verdicts[verdict] for verdict in Verdict}
+    document = {"vip": str(config.vip), "target": str(config.target), "findings": told, "summary": summary}
     click.echo(json.dumps(document, indent=2))
     return verdicts

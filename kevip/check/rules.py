@@ -4,16 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
-from kevip.check.finding import Finding, ok, warning
+from kevip.check.report import Finding, ok, warning
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.iptables import others, overtaken, policy
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.select import ahead, strangers
 from kevip.host.nfnetlink import Chain
 
-_SHOWN = 3
-"""Rules of others that are shown; there may be thousands."""
-
+_SHOWN = 3  # rules of others that are shown; there may be thousands
 _OF_IPTABLES = "ip filter FORWARD"  # what iptables-nft makes, and shows, itself
 
 # Who makes which table of nftables.
@@ -84,11 +82,9 @@ def sources(tracked: int, wrong: int) -> Finding:
 def postrouting(saved: str, vip: IPv4Address, *, runs: bool) -> Finding:
     """Say whether rules of others come before ours, if kevip runs here; what a killed one left does nothing."""
     if runs and "nat POSTROUTING" in overtaken(saved, vip):
-        return warning(
-            "POSTROUTING",
-            "others' rules stand before ours: TARGET may not see the VIP as the source",
-            "kevip repairs that in seconds; if it comes back, see who inserts them (Calico: chainInsertMode: Append)",
-        )
+        found = "others' rules stand before ours: TARGET may not see the VIP as the source"
+        advice = "kevip repairs that in seconds; if it comes back, see who inserts them"
+        return warning("POSTROUTING", found, f"{advice} (Calico: chainInsertMode: Append)")
     foreign = [rule for rule in others(saved, vip) if rule.startswith("nat -A POSTROUTING ") and "KEVIP-" not in rule]
     if not foreign:
         return ok("POSTROUTING", "no rules of others")
@@ -97,10 +93,9 @@ def postrouting(saved: str, vip: IPv4Address, *, runs: bool) -> Finding:
 
 def matching(saved: Mapping[str, str], vip: IPv4Address) -> Iterator[Finding]:
     """Say which rules of others match the VIP."""
-    pattern = re.compile(rf" (-[sd] {re.escape(str(vip))}/32|--to-(destination|source) {re.escape(str(vip))})( |$)")
-    found = [
-        f"{prefix}: {rule}" for prefix, text in saved.items() for rule in others(text, vip) if pattern.search(rule)
-    ]
+    address = re.escape(str(vip))
+    matches = re.compile(rf" (-[sd] {address}/32|--to-(destination|source) {address})( |$)").search
+    found = [f"{prefix}: {rule}" for prefix, text in saved.items() for rule in others(text, vip) if matches(rule)]
     for rule in found[:_SHOWN]:
         yield warning("other rules", f"a rule of others matches the VIP, in {rule}", "remove it, or take another VIP")
     if len(found) > _SHOWN:

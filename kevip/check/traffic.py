@@ -1,14 +1,40 @@
-"""What the kernel does with the packets on their way: reverse path filter, MTU, connection tracking."""
+"""TARGET, and what the kernel does with packets on their way: routes, reverse path filter, MTU, connection tracking."""
 
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address
 
-from kevip.check.finding import Finding, ok, warning
+from kevip.check.report import Finding, failed, ok, warning
+from kevip.health.ask import Answer, Check
+from kevip.host.kubernetes import Mode
 from kevip.host.route import Route
 
 _STRICT = 1
-_FULL = 0.8
-"""How full the table of connections may be before it is told."""
+_FULL = 0.8  # how full the table of connections may be before it is told
+
+
+def route(target: IPv4Address, way: Route) -> Finding:
+    """Say which way packets for TARGET go."""
+    if way.local:
+        return ok("route", f"TARGET {target} is on this host")
+    return ok("route", f"TARGET {target} by {way.interface}{f', gateway {way.gateway}' if way.gateway else ''}")
+
+
+def service(target: IPv4Address, mode: Mode | None) -> Finding:
+    """Say how a cluster-IP is handled; any other way than this is a problem that the start refuses."""
+    if mode is None:
+        return ok("service", f"TARGET {target} is no cluster-IP that this node knows of")
+    return ok("service", f"TARGET {target} is a cluster-IP, handled by {mode} with conntrack")
+
+
+def answer(check: Check | None, target: IPv4Address | None, answer: Answer) -> Finding:
+    """Say whether TARGET, or what serves a VIP that is only held, answered: what the settings ask, else a ping."""
+    subject, question = target or "what serves the VIP here", check or "a ping"
+    if not answer.problem:
+        return ok("TARGET", f"{subject} answers {question} in {answer.seconds * 1000:.1f} ms")
+    found = f"{subject} does not answer {question}: {answer.problem}"
+    if check:
+        return failed("TARGET", found, "see whether it is up, and whether it takes what comes from this host")
+    return warning("TARGET", found, "if a firewall drops that, all is well; else see whether it is up")
 
 
 def reverse_path(interface: str, mode: int, target: Route, defaults: Collection[str]) -> Iterator[Finding]:
@@ -22,11 +48,8 @@ def reverse_path(interface: str, mode: int, target: Route, defaults: Collection[
         yield ok("rp_filter", f"{mode} on {interface}: it drops nothing of the VIP")
         return
     for victim in victims:
-        yield warning(
-            "rp_filter",
-            f"{mode} (strict) on {interface}: it drops {victim} if they arrive on {interface}",
-            f"sysctl -w net.ipv4.conf.{interface}.rp_filter=2",
-        )
+        found = f"{mode} (strict) on {interface}: it drops {victim} if they arrive on {interface}"
+        yield warning("rp_filter", found, f"sysctl -w net.ipv4.conf.{interface}.rp_filter=2")
 
 
 def mtu(interface: str, own: int, target: Route, out: int) -> Finding:
@@ -36,20 +59,17 @@ def mtu(interface: str, own: int, target: Route, out: int) -> Finding:
     if own == out:
         return ok("MTU", f"{own} on {interface} and to TARGET")
     who = "clients" if out < own else "TARGET"
-    return warning(
-        "MTU",
-        f"{own} on {interface}, {out} to TARGET by {target.interface}: what is larger has to be made smaller",
-        f"let ICMP 'fragmentation needed' reach {who}, or connections hang as soon as they carry data",
-    )
+    found = f"{own} on {interface}, {out} to TARGET by {target.interface}: what is larger has to be made smaller"
+    advice = f"let ICMP 'fragmentation needed' reach {who}, or connections hang as soon as they carry data"
+    return warning("MTU", found, advice)
 
 
 def loose(*, picks_up: bool) -> Finding:
     """Say whether open connections survive a failover."""
     if picks_up:
         return ok("tcp_loose", "1: open connections survive a failover")
-    return warning(
-        "tcp_loose", "0: a failover cuts open connections", "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
-    )
+    advice = "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
+    return warning("tcp_loose", "0: a failover cuts open connections", advice)
 
 
 def fill(table: tuple[int, int] | None) -> Finding:
@@ -58,13 +78,10 @@ def fill(table: tuple[int, int] | None) -> Finding:
         return ok("conntrack", "not loaded yet")
     count, most = table
     found = f"{count} of {most} connections"
-    if most and count >= _FULL * most:  # 0 is no limit
-        return warning(
-            "conntrack",
-            f"{found} ({count / most:.0%}): when it is full, new ones are dropped",
-            f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}",
-        )
-    return ok("conntrack", found)
+    if not most or count < _FULL * most:  # 0 is no limit
+        return ok("conntrack", found)
+    found += f" ({count / most:.0%}): when it is full, new ones are dropped"
+    return warning("conntrack", found, f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}")
 
 
 def sources(allowed: Collection[object], vip: IPv4Address) -> Finding:

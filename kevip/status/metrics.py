@@ -25,24 +25,13 @@ from kevip.election.carp import FLAWS
 from kevip.errors import HostError, KevipError
 from kevip.log import logger
 from kevip.status.observe import Facts, Look
-from kevip.status.prose import PROSE
-from kevip.status.record import BUCKETS, HANGS, VERSION, Durations, Moment, Record
+from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Moment, Record
 from kevip.status.verdict import Verdict, verdict
 
-_SHARED = 1.0
-"""Seconds for which a look at the host serves all that ask: it starts three programs."""
-
-_MANY = 16
-"""Threads, and peers that are shown: whoever can send on the network can make up any number of either."""
-
-_PATIENCE = 5.0
-"""Seconds that a client has to ask, and then to take what it is sent."""
-
-_PARTS = ("dnat", "snat", "forward", "guard", "refuse")
-"""The parts of the rules that are shown as 0 where there are none, as on a backup."""
-
-
-_Family = type[GaugeMetricFamily | CounterMetricFamily]
+_SHARED = 1.0  # seconds for which a look at the host serves all that ask: it starts three programs
+_MANY = 16  # threads, and peers that are shown: whoever can send on the network can make up any number of either
+_PATIENCE = 5.0  # seconds that a client has to ask, and then to take what it is sent
+_PARTS = ("dnat", "snat", "forward", "guard", "refuse")  # of the rules, shown as 0 where there are none
 
 
 class Exporter(Collector):
@@ -81,29 +70,33 @@ class Exporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
-        for family in (*_of_daemon(self._record.snapshot()), *self._of_host()):
+        for family in (*_of_daemon(self._record.snapshot()), *_of_host(self._look())):
             for sample in family.samples:
                 sample.labels["vip"] = str(self._record.vip)
             yield family
 
-    def _of_host(self) -> Iterator[Metric]:
-        facts = self._look()
-        if not facts:
-            return
-        yield _gauge("address_present", "Whether kevip has the VIP on this host.", bool(facts.leased))
-        if not facts.flaws:
-            yield from _of_rules(facts)
-        if facts.connections is not None:
-            yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", facts.connections)
-            text = "Those of them whose source TARGET does not see as the VIP."
-            yield _gauge("conntrack_wrong_source", text, facts.wrong)
-        text = "NAT chains of others that may translate before the rules of the VIP."
-        yield _gauge("foreign_nat_chains", text, len(facts.foreign))
-        if facts.report and (health := facts.report.health):
-            yield _gauge("target_up", "Whether TARGET passes its check.", health.up)
-            if health.round_trip_ms is not None:
-                text = "How long TARGET took to answer."
-                yield _gauge("target_round_trip_seconds", text, health.round_trip_ms / 1000)
+
+def _metric(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    values: Mapping[Any, float] | float,
+    *labels: str,
+) -> Metric:
+    """Return a metric with one value, or with one for each value of a label, or of several."""
+    family = kind(f"kevip_{name}", text, labels=labels)
+    for each, number in values.items() if isinstance(values, Mapping) else [((), values)]:
+        family.add_metric([each] if isinstance(each, str) else each, number)
+    return family
+
+
+_gauge, _counter = partial(_metric, GaugeMetricFamily), partial(_metric, CounterMetricFamily)
+
+
+def _histogram(name: str, text: str, durations: Durations) -> Metric:
+    bounds = [*map(str, BUCKETS), "+Inf"]
+    buckets = list(zip(bounds, accumulate(tuple(durations.counts)), strict=True))
+    return HistogramMetricFamily(f"kevip_{name}_duration_seconds", text, buckets=buckets, sum_value=durations.seconds)
 
 
 def _of_daemon(record: Record) -> Iterator[Metric]:
@@ -122,8 +115,7 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     bad = dict.fromkeys(FLAWS, 0) | record.bad_adverts
     yield _counter("bad_adverts", "Adverts heard that are damaged, forged or of others.", bad, "reason")
     yield _gauge("peers", "Other hosts heard as master that have not said goodbye since.", len(record.peers))
-    latest = sorted(record.peers.items(), key=lambda each: each[1], reverse=True)[:_MANY]
-    heard = {str(peer): _date(heard) for peer, heard in latest}
+    heard = {str(peer): _date(moment) for peer, moment in record.latest_peers(_MANY)}
     name = "peer_last_advert_timestamp_seconds"
     yield _gauge(name, f"When each of the last {_MANY} advertised (Unix time).", heard, "peer")
 
@@ -131,6 +123,25 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
 def _date(moment: Moment) -> float:
     """Return when that was, as Unix time."""
     return time() - monotonic() + moment
+
+
+def _of_host(facts: Facts | None) -> Iterator[Metric]:
+    if not facts:
+        return
+    yield _gauge("address_present", "Whether kevip has the VIP on this host.", bool(facts.leased))
+    if not facts.flaws:
+        yield from _of_rules(facts)
+    if facts.connections is not None:
+        yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", facts.connections)
+        text = "Those of them whose source TARGET does not see as the VIP."
+        yield _gauge("conntrack_wrong_source", text, facts.wrong)
+    text = "NAT chains of others that may translate before the rules of the VIP."
+    yield _gauge("foreign_nat_chains", text, len(facts.foreign))
+    if facts.report and (health := facts.report.health):
+        yield _gauge("target_up", "Whether TARGET passes its check.", health.up)
+        if health.round_trip_ms is not None:
+            text = "How long TARGET took to answer."
+            yield _gauge("target_round_trip_seconds", text, health.round_trip_ms / 1000)
 
 
 def _of_rules(facts: Facts) -> Iterator[Metric]:
@@ -142,23 +153,6 @@ def _of_rules(facts: Facts) -> Iterator[Metric]:
     yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
     octets = {part: octets for part, (_, octets) in counters.items()}
     yield _counter("rule_bytes", "Bytes of the packets that rules matched.", octets, "rule")
-
-
-def _metric(kind: _Family, name: str, text: str, values: Mapping[Any, float] | float, *labels: str) -> Metric:
-    """Return a metric with one value, or with one for each value of a label, or of several."""
-    family = kind(f"kevip_{name}", text, labels=labels)
-    for each, number in values.items() if isinstance(values, Mapping) else [((), values)]:
-        family.add_metric([each] if isinstance(each, str) else each, number)
-    return family
-
-
-_gauge, _counter = partial(_metric, GaugeMetricFamily), partial(_metric, CounterMetricFamily)
-
-
-def _histogram(name: str, text: str, durations: Durations) -> Metric:
-    bounds = [*map(str, BUCKETS), "+Inf"]
-    buckets = list(zip(bounds, accumulate(tuple(durations.counts)), strict=True))
-    return HistogramMetricFamily(f"kevip_{name}_duration_seconds", text, buckets=buckets, sum_value=durations.seconds)
 
 
 class _Question(RawIOBase):
@@ -216,12 +210,10 @@ class _Server(ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        del request, client_address
+    def verify_request(self, *_: Any) -> bool:
         return active_count() < _MANY
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        del request
+    def handle_error(self, _: Any, client_address: Any) -> None:
         error = sys.exception()
         if not isinstance(error, OSError):  # a client that is gone is no news
             logger().warning("metrics.failed", client=str(client_address[0]), error=repr(error))
@@ -237,7 +229,6 @@ def serve(endpoint: Endpoint, exporter: Exporter) -> None:
     try:
         listening = server((str(endpoint.host), endpoint.port), handler)
     except OSError as error:
-        raise HostError(
-            f"--metrics (METRICS): cannot listen on {endpoint}: {error.strerror}: take another port or address"
-        ) from None
+        problem = f"cannot listen on {endpoint}: {error.strerror}: take another port or address"
+        raise HostError(f"--metrics (METRICS): {problem}") from None
     Thread(target=listening.serve_forever, kwargs={"poll_interval": 3600.0}, daemon=True, name="metrics").start()

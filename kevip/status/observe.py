@@ -1,9 +1,10 @@
 """What is: the facts about each VIP on this host, from what its daemon says and from the kernel. Changes nothing."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from itertools import chain
 from pathlib import Path
 
 from kevip.dataplane import conntrack
@@ -18,35 +19,30 @@ from kevip.status.runfile import StateFile, reported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The VIP as an address of an interface; ``seconds`` are what is left of a lease, None if it is none of kevip's."""
+    """The VIP as an address of an interface."""
 
     interface: str
     prefix: int
-    seconds: int | None
+    seconds: int | None  # what is left of a lease, None if it is none of kevip's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All that is known about a VIP here. ``rules`` are by back end; ``privileged``: they could be looked for.
-
-    ``at`` is when that was, by the clock of the report; ``link`` is what is wrong with its interface, ``wrong`` are
-    the connections whose source TARGET does not see as the VIP, ``foreign`` the NAT chains of others that may translate
-    before our rules, ``flaws`` are what could not be read, which should be readable.
-    """
+    """All that is known about a VIP here."""
 
     vip: IPv4Address
-    at: Moment
+    at: Moment  # when that was, by the clock of the report
     run_dir: Path
-    privileged: bool = True
+    privileged: bool = True  # whether rules could be looked for
     running: bool = True
-    link: str = ""
+    link: str = ""  # what is wrong with the interface
     report: Record | None = None
     held: tuple[Held, ...] = ()
-    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)  # by back end
     connections: int | None = None
-    wrong: int = 0
-    foreign: tuple[str, ...] = ()
-    flaws: tuple[str, ...] = ()
+    wrong: int = 0  # those whose source TARGET does not see as the VIP
+    foreign: tuple[str, ...] = ()  # NAT chains of others that may translate before our rules
+    flaws: tuple[str, ...] = ()  # what could not be read, which should be readable
 
     def age(self, moment: Moment) -> float:
         """Return how many seconds ago that was."""
@@ -68,7 +64,7 @@ class Facts:
     def counters(self) -> dict[str, tuple[int, int]]:
         """Return packets and bytes by what the rules that matched them do."""
         found: dict[str, tuple[int, int]] = {}
-        for rule in (rule for rules in self.rules.values() for rule in rules):
+        for rule in chain.from_iterable(self.rules.values()):
             if rule.part:
                 packets, octets = found.get(rule.part, (0, 0))
                 found[rule.part] = packets + rule.packets, octets + rule.bytes
@@ -83,25 +79,21 @@ class Look:
         self._privileged = "NET_ADMIN" not in kernel.missing_capabilities()
         self._running = lock.taken()
         self._interfaces = interface.listing(run_now)
-        self._held = _held(self._interfaces)
+        self._addresses = [(each.name, address) for each in self._interfaces for address in each.addresses]
         self._flaws: dict[str, str] = {}
         self._rules: dict[str, dict[IPv4Address, list[Rule]]] = {}
         if self._privileged:
-            self._read_rules(backends)
-
-    def _read_rules(self, wanted: Collection[str] | None) -> None:
-        for name, each in installed().items():
-            if wanted is None or name in wanted:
+            for name, each in installed().items():
                 try:
-                    self._rules[name] = each.rules(each.save(counters=True))
+                    if backends is None or name in backends:
+                        self._rules[name] = each.rules(each.save(counters=True))
                 except KevipError as error:
                     self._flaws[name] = str(error)
 
     def vips(self) -> list[IPv4Address]:
         """Return every VIP of which there is something here: a daemon, a runtime file, a lease or rules."""
-        leased = {vip for vip, held in self._held.items() if any(each.seconds is not None for each in held)}
-        ruled = {vip for each in self._rules.values() for vip in each}
-        return sorted(self._running | leased | reported(self._run_dir) | ruled)
+        leased = {address.ip.ip for _, address in self._addresses if address.is_lease(address.ip.ip)}
+        return sorted(self._running | leased | reported(self._run_dir) | set(chain.from_iterable(self._rules.values())))
 
     def at(self, vip: IPv4Address) -> Facts:
         """Return the facts about a VIP, with what its daemon says in its file."""
@@ -115,8 +107,12 @@ class Look:
         if not self._rules or (report and report.dataplane in self._flaws):
             flaws += tuple(self._flaws.values())
         rules = {name: tuple(rules[vip]) for name, rules in self._rules.items() if vip in rules}
-        connections = _connections(vip) if self._privileged else None
-        parts = {rule.part for each in rules.values() for rule in each}
+        parts = {rule.part for rule in chain.from_iterable(rules.values())}
+        connections, wrong = None, 0
+        if self._privileged:
+            with suppress(KevipError):
+                connections = conntrack.count(vip)
+                wrong = conntrack.count_wrong(vip, connections) if connections and Part.SNAT in parts else 0
         return Facts(
             vip=vip,
             at=now,
@@ -125,10 +121,10 @@ class Look:
             running=vip in self._running,
             report=report,
             link=interface.link_problem(self._interfaces, report.interface) if report else "",
-            held=tuple(self._held.get(vip, ())),
+            held=tuple(self._held(vip)),
             rules=rules,
             connections=connections,
-            wrong=_wrong(vip, connections) if Part.SNAT in parts else 0,
+            wrong=wrong,
             foreign=self._foreign(report, source=Part.MASQUERADE not in parts),
             flaws=flaws,
         )
@@ -136,34 +132,12 @@ class Look:
     def _foreign(self, report: Record | None, *, source: bool) -> tuple[str, ...]:
         """Return the chains that may translate before the rules that a daemon has, or would have."""
         backend = installed().get(report.dataplane) if report and report.target and self._privileged else None
-        if not backend:
-            return ()
         with suppress(KevipError):
-            return tuple(map(str, ahead(backend, base_chains(backend), source=source)))
+            return tuple(map(str, ahead(backend, base_chains(backend), source=source))) if backend else ()
         return ()
 
-
-def _held(interfaces: Iterable[interface.Interface]) -> dict[IPv4Address, list[Held]]:
-    """Return all addresses of this host, by address."""
-    found: dict[IPv4Address, list[Held]] = {}
-    for each in interfaces:
-        for address in each.addresses:
-            vip = address.ip.ip
-            seconds = address.valid if address.is_lease(vip) else None
-            held = Held(interface=each.name, prefix=address.ip.network.prefixlen, seconds=seconds)
-            found.setdefault(vip, []).append(held)
-    return found
-
-
-def _connections(vip: IPv4Address) -> int | None:
-    """Return how many connections are tracked, None if that cannot be told."""
-    with suppress(KevipError):
-        return conntrack.count(vip)
-    return None
-
-
-def _wrong(vip: IPv4Address, connections: int | None) -> int:
-    """Return how many connections do not have the VIP as their source, 0 if that cannot be told."""
-    with suppress(KevipError):
-        return conntrack.count_wrong(vip, connections) if connections else 0
-    return 0
+    def _held(self, vip: IPv4Address) -> Iterator[Held]:
+        for name, address in self._addresses:
+            if address.ip.ip == vip:
+                seconds = address.valid if address.is_lease(vip) else None
+                yield Held(interface=name, prefix=address.ip.network.prefixlen, seconds=seconds)

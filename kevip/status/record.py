@@ -17,15 +17,32 @@ from kevip.core.messages import Reason, Role
 from kevip.host import kernel
 
 VERSION = version("kevip")
-
-HANGS = 15.0
-"""Seconds without a turn of the loop after which a daemon hangs: what it waits for may take 10 s. As in kevip-probe."""
-
+HANGS = 15.0  # seconds without a turn of the loop after which a daemon hangs: it may wait for 10 s. As in kevip-probe
+# Upper bounds of the classes of durations, in seconds; one more class has none.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the classes of durations, in seconds; one more class has none."""
-
+# Seconds of a clock that only goes forward: a daemon's own, or that since boot in what was read. A date in JSON.
 Moment = Annotated[float, "moment"]
-"""Seconds of a clock that only goes forward: a daemon's own, or that since boot in what was read. A date in JSON."""
+
+# What the reasons for a role are called in sentences.
+PROSE = {
+    Reason.STARTED: "started",
+    Reason.JOINED: "joined the election",
+    Reason.ALONE: "no master was heard",
+    Reason.GOODBYE: "the master said goodbye",
+    Reason.SILENCE: "the master fell silent",
+    Reason.PREFERRED: "preferred to the master",
+    Reason.YIELDED: "another master is preferred",
+    Reason.UNLINKED: "its interface went down, or lost the carrier",
+    Reason.MOVED: "its address changed",
+    Reason.STOPPED: "stopped by a signal",
+    Reason.LATE: "another one was elected first",
+    Reason.FOLLOWED: "another one took over",
+    Reason.NOBODY: "no other one took over",
+    Reason.ENGINE: "ucarp ended or does not advertise",
+    Reason.UNFIT: "this host cannot serve",
+    Reason.TARGET: "TARGET does not answer, or does again",
+    Reason.KEPT: "no peer that reaches TARGET took over",
+}
 
 
 @dataclass(slots=True)
@@ -54,41 +71,40 @@ class Health:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """Counts since the start of the daemon; ``peers`` says when each of them advertised last.
-
-    ``patience`` is the seconds without an advert after which a backup takes over, ``rules`` what a master has
-    installed, by back end, ``claims`` the MAC addresses of others that claim the VIP and when they last did,
-    ``entered`` how often each role was entered for which reason, and ``turned`` when the loop last turned.
-    """
+    """What a daemon knows of itself; counts are since its start."""
 
     vip: IPv4Address
     target: IPv4Address | None
     vip_id: int
     interface: str
     dataplane: str
-    patience: float
+    patience: float  # seconds without an advert after which a backup takes over
     pid: int = field(default_factory=os.getpid)
     version: str = VERSION
     started: Moment
-    turned: Moment
+    turned: Moment  # when the loop last did
     role: Role = Role.INIT
     since: Moment
     reason: Reason = Reason.STARTED
     transitions: int = 0
     entered: dict[Role, Counter[Reason]] = field(default_factory=dict)
-    peers: dict[IPv4Address, Moment] = field(default_factory=dict)
+    peers: dict[IPv4Address, Moment] = field(default_factory=dict)  # when each of them advertised last
     repairs: Counter[str] = field(default_factory=Counter)
     bad_adverts: Counter[str] = field(default_factory=Counter)
     ucarp_starts: int = 0
     health: Health | None = None
-    rules: dict[str, list[str]] = field(default_factory=dict)
-    claims: dict[str, Moment] = field(default_factory=dict)
+    rules: dict[str, list[str]] = field(default_factory=dict)  # that a master has installed, by back end
+    claims: dict[str, Moment] = field(default_factory=dict)  # the MAC addresses of others that claim the VIP, and when
     takeovers: Durations = field(default_factory=Durations)
     handovers: Durations = field(default_factory=Durations)
 
     def snapshot(self) -> "Record":
         """Return a copy that another thread may read: each collection is copied in one step."""
         return replace(self, **{each.name: copy(getattr(self, each.name)) for each in fields(self)})
+
+    def latest_peers(self, most: int) -> list[tuple[IPv4Address, Moment]]:
+        """Return those heard last: whoever can send on the network can make up any number of them."""
+        return sorted(self.peers.items(), key=lambda peer: peer[1], reverse=True)[:most]
 
 
 def to_json(record: Record, now: Moment) -> dict[str, Any]:
@@ -106,8 +122,9 @@ def from_json(said: Any, now: Moment) -> Record:
     return record
 
 
-_kinds = cache(partial(get_type_hints, include_extras=True))
-"""Returns the fields of a dataclass, each with what it holds."""
+_kinds = cache(partial(get_type_hints, include_extras=True))  # what each field of a dataclass holds
+# What JSON makes of a type; of all others, text.
+_FORMS: dict[Any, Any] = {bool: bool, int: int, float: (float, int), list: list, dict: dict, Counter: dict}
 
 
 def _encode(value: Any, kind: Any, epoch: float) -> Any:
@@ -138,7 +155,3 @@ def _decode(said: Any, kind: Any, zero: float) -> Any:
         key, each = (*inner, int)[:2]
         return origin({_decode(name, key, zero): _decode(value, each, zero) for name, value in said.items()})
     return origin(said)
-
-
-_FORMS: dict[Any, Any] = {bool: bool, int: int, float: (float, int), list: list, dict: dict, Counter: dict}
-"""What JSON makes of a type; of all others, text."""

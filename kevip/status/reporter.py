@@ -9,16 +9,13 @@ from typing import Any, Literal
 from kevip.core.messages import Note, Reason, Role, What
 from kevip.host import systemd
 from kevip.log import logger
-from kevip.status.prose import PROSE
-from kevip.status.record import Record
+from kevip.status.record import PROSE, Record
 from kevip.status.runfile import StateFile
 
-QUIET = 60.0
-"""Seconds in which the same warning is logged once."""
+QUIET = 60.0  # seconds in which the same warning is logged once
+MANY = 10  # subjects of the same warning that are logged in that time: senders of packets can be forged
 
-MANY = 10
-"""Subjects about which the same warning is logged in that time: senders of packets can be forged."""
-
+# What the core has to tell, as events of the log: level, name, and what else is said.
 _EVENTS: dict[What, tuple[str, str, Callable[[Note, Record], dict[str, object]]]] = {
     What.YIELDED: ("warning", "election.yielded", lambda note, _: {"to": str(note.who)}),
     What.RESIGNED: ("error", "election.resigned", lambda note, _: {"reason": note.detail}),
@@ -35,27 +32,19 @@ _EVENTS: dict[What, tuple[str, str, Callable[[Note, Record], dict[str, object]]]
     What.RETRY: ("error", "ucarp.ended", lambda note, _: {"retry_seconds": note.seconds}),
     What.BROKEN: ("error", "core.broken", lambda note, _: {"error": note.detail}),
 }  # fmt: skip
-"""What the core has to tell, as events of the log: level, name, and what else is said."""
+
+Refresh = Callable[[Record], None]  # brings up to date what only the daemon knows
 
 
 class Reporter:
-    """Tells what the record says, at each change of role, and whenever ``write`` is called.
-
-    ``refresh`` brings up to date what only the daemon knows; ``clock`` is the one of the record's times.
-    """
+    """Tells what the record says, at each change of role, and whenever ``write`` is called; ``clock`` is its clock."""
 
     def __init__(
-        self,
-        record: Record,
-        state: StateFile,
-        refresh: Callable[[Record], None],
-        clock: Callable[[], float] = monotonic,
+        self, record: Record, state: StateFile, refresh: Refresh, clock: Callable[[], float] = monotonic
     ) -> None:
         self.record = record
         self.log: Any = logger(vip=str(record.vip))
-        self._state = state
-        self._refresh = refresh
-        self._clock = clock
+        self._state, self._refresh, self._clock = state, refresh, clock
         self._quiet: dict[tuple[str, object], float] = {}
 
     def warn_once(self, event: str, subject: object, **context: object) -> None:

@@ -12,8 +12,7 @@ from kevip.errors import HostError, KevipError
 from kevip.host import kernel
 from kevip.status.record import Moment, Record, from_json, to_json
 
-_MADE = ".made-by-kevip"
-"""What a directory holds that kevip has made, and so removes."""
+_MADE = ".made-by-kevip"  # what a directory holds that kevip has made, and so removes
 
 
 def reported(run_dir: Path) -> set[IPv4Address]:
@@ -44,8 +43,8 @@ class StateFile:
             _make(self.run_dir)
         except OSError as error:
             raise HostError(f"cannot create {self.run_dir}: {error.strerror}: set --run-dir to another one") from None
-        if not os.access(self.run_dir, os.W_OK | os.X_OK):
-            raise HostError(f"{self.run_dir} is not writable: set --run-dir to another one")
+        if problem := self.problem():
+            raise HostError(problem)
 
     def problem(self) -> str | None:
         """Say why ``prepare`` would fail, without creating anything."""
@@ -66,7 +65,9 @@ class StateFile:
     def read(self) -> Record | None:
         """Return what the daemon said last, None if there is no file; raises KevipError if it cannot be read."""
         try:
-            return from_json(json.loads(_read(self.path)), kernel.uptime())
+            with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)) as file:  # a pipe is not waited for
+                said = file.read() if S_ISREG(os.fstat(file.fileno()).st_mode) else ""
+            return from_json(json.loads(said), kernel.uptime())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -75,10 +76,7 @@ class StateFile:
             raise KevipError(f"{self.path} is not what this version writes: restart its kevip") from None
 
     def remove(self) -> bool:
-        """Remove the file, and the directories that kevip made if nobody else uses them; say whether there was a file.
-
-        Raises OSError.
-        """
+        """Remove the file, and directories of kevip's that nobody else uses; say if it was there. Raises OSError."""
         there = self.path.exists()
         for path in (self.path, self.path.with_suffix(".new")):
             path.unlink(missing_ok=True)
@@ -97,9 +95,3 @@ def _make(directory: Path) -> None:
         _make(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)  # another kevip may make it, too
         (directory / _MADE).touch(mode=0o600)
-
-
-def _read(path: Path) -> str:
-    """Return what is in a file, and in nothing that would have to be waited for; raises OSError, UnicodeDecodeError."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:
-        return file.read() if S_ISREG(os.fstat(file.fileno()).st_mode) else ""

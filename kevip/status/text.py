@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from time import sleep
@@ -13,70 +12,69 @@ import click
 
 from kevip.host import kernel
 from kevip.status.observe import Facts, Look
-from kevip.status.prose import PROSE
-from kevip.status.record import HANGS, Record, to_json
-from kevip.status.verdict import Verdict, verdict
+from kevip.status.record import HANGS, PROSE, Record, to_json
+from kevip.status.verdict import verdict
 
-WIDTH = 80
+_WIDTH = 80
 _LABEL = 15
-_PEERS = 8
-"""Peers that are shown, those heard last: whoever can send on the network can make up any number."""
-
+_PEERS = 8  # that are shown
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+_SECOND_LOOK = 0.3  # seconds after which a problem is looked at again: a takeover may come between report and host
+_AGAIN = 2.0  # seconds between looks of ``--watch``: a daemon writes its report as often
 
-_SECOND_LOOK = 0.3
-"""Seconds after which a problem is looked at again: a takeover may have come between report and host."""
-
-AGAIN = 2.0
-"""Seconds between looks of ``--watch``: a daemon writes its report as often."""
-
+# The parts of the rules whose packets are shown: under which label, and what they are.
 _TRAFFIC = {
     "forward": ("forwarded", "both directions"),
     "guard": ("dropped", "not expected or not allowed"),
     "refuse": ("refused", "to other ports"),
 }
-"""The parts of the rules whose packets are shown: under which label, and what they are."""
-
-NONE = "PROBLEM no kevip runs on this host, and none left anything behind"
-NONE_SEEN = "PROBLEM none is seen, but only root sees all: sudo kevip status"
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A VIP: what is known of it, and what that comes to."""
-
-    facts: Facts
-    verdict: Verdict
-
-
-def survey(run_dir: Path, vip: IPv4Address | None, *, again: bool = True) -> list[Status]:
-    """Return the status of each VIP of this host, or of one; raises CommandError."""
+def survey(run_dir: Path, vip: IPv4Address | None, *, again: bool = True) -> list[Facts]:
+    """Return the facts about each VIP of this host, or about one; raises CommandError."""
     look = Look(run_dir)
-    found = [Status(facts, verdict(facts)) for facts in map(look.at, [vip] if vip else look.vips())]
-    if again and not all(each.verdict.ok for each in found):
+    found = [look.at(each) for each in ([vip] if vip else look.vips())]
+    if again and not all(verdict(each).ok for each in found):
         sleep(_SECOND_LOOK)
         return survey(run_dir, vip, again=False)
     return found
 
 
-def as_text(found: Sequence[Status], *, privileged: bool) -> str:
+def is_ok(found: Sequence[Facts]) -> bool:
+    """Whether there is a VIP, and no problem with any."""
+    return bool(found) and all(verdict(each).ok for each in found)
+
+
+def watch(show: Callable[[], bool]) -> bool:
+    """Show it again and again until Ctrl-C; return what was shown last."""
+    ok = False
+    with suppress(KeyboardInterrupt):
+        while True:
+            ok = show()
+            sleep(_AGAIN)
+    return ok
+
+
+def as_text(found: Sequence[Facts], *, privileged: bool) -> str:
     """Return all of it for people, at most 80 columns wide, with colours that ``click.echo`` drops off a terminal."""
-    if not found:
-        return _conclusion(NONE if privileged else NONE_SEEN)
-    return "\n\n".join("\n".join(_block(each)) for each in found)
+    if found:
+        return "\n\n".join("\n".join(_block(each)) for each in found)
+    if privileged:
+        return _conclusion("PROBLEM no kevip runs on this host, and none left anything behind")
+    return _conclusion("PROBLEM none is seen, but only root sees all: sudo kevip status")
 
 
-def _block(status: Status) -> Iterator[str]:
-    yield click.style(str(status.facts.vip), bold=True)
-    yield _conclusion(str(status.verdict))
-    for label, value in _lines(status.facts):
+def _block(facts: Facts) -> Iterator[str]:
+    yield click.style(str(facts.vip), bold=True)
+    yield _conclusion(str(verdict(facts)))
+    for label, value in _lines(facts):
         first, further = f"  {label:{_LABEL - 2}}", " " * _LABEL
-        yield from textwrap.wrap(value, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
+        yield from textwrap.wrap(value, _WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
 
 
 def _conclusion(line: str) -> str:
     word, _, rest = line.partition(" ")
-    wrapped = textwrap.fill(f"{word:8}{rest}", WIDTH - 2, subsequent_indent=" " * 10, break_on_hyphens=False)
+    wrapped = textwrap.fill(f"{word:8}{rest}", _WIDTH - 2, subsequent_indent=" " * 10, break_on_hyphens=False)
     return "  " + click.style(word, fg="green" if word == "OK" else "red", bold=True) + wrapped.removeprefix(word)
 
 
@@ -102,7 +100,7 @@ def _role(facts: Facts, report: Record) -> str:
     age = facts.age(report.turned)
     if age > HANGS or not facts.running:
         return f"was {report.role} when last heard of, {duration(age)} ago"
-    changes = f"{report.transitions} transition{'' if report.transitions == 1 else 's'}"
+    changes = _plural(report.transitions, "transition")
     return f"{report.role} for {duration(facts.age(report.since))}: {PROSE[report.reason]}; {changes}"
 
 
@@ -146,19 +144,22 @@ def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
     for part, (label, note) in _TRAFFIC.items():
         if part in counters:
             packets, octets = counters[part]
-            yield label, f"{packets} packet{'' if packets == 1 else 's'}, {size(octets)}, {note}"
+            yield label, f"{_plural(packets, 'packet')}, {size(octets)}, {note}"
 
 
 def _peers(facts: Facts, report: Record) -> str:
-    latest = sorted(report.peers.items(), key=lambda each: each[1], reverse=True)
-    shown = [f"{peer} (advert {duration(facts.age(heard))} ago)" for peer, heard in latest[:_PEERS]]
-    if more := len(latest) - len(shown):
+    shown = [f"{peer} (advert {duration(facts.age(heard))} ago)" for peer, heard in report.latest_peers(_PEERS)]
+    if more := len(report.peers) - len(shown):
         shown.append(f"{more} more")
     return ", ".join(shown) or "none heard: backups are silent"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items())) or "none"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -177,18 +178,18 @@ def size(octets: int) -> str:
     return f"{octets / 1000**power:.3g} {_UNITS[power]}"
 
 
-def as_json(found: Sequence[Status]) -> dict[str, Any]:
+def as_json(found: Sequence[Facts]) -> dict[str, Any]:
     """Return all of it for programs; ``report`` is what the runtime file says."""
     return {"ok": is_ok(found), "vips": [_as_json(each) for each in found]}
 
 
-def _as_json(status: Status) -> dict[str, Any]:
-    facts, report = status.facts, status.facts.report
+def _as_json(facts: Facts) -> dict[str, Any]:
+    report, concluded = facts.report, verdict(facts)
     held = [{"interface": each.interface, "lease_seconds": each.seconds, "prefix": each.prefix} for each in facts.held]
     return {
         "vip": str(facts.vip),
-        "ok": status.verdict.ok,
-        "verdict": status.verdict.text,
+        "ok": concluded.ok,
+        "verdict": concluded.text,
         "running": facts.running,
         "privileged": facts.privileged,
         "report": to_json(report, kernel.uptime()) if report else None,
@@ -201,18 +202,3 @@ def _as_json(status: Status) -> dict[str, Any]:
         "wrong_source": facts.wrong,
         "foreign_nat": list(facts.foreign),
     }
-
-
-def is_ok(found: Sequence[Status]) -> bool:
-    """Whether there is a VIP, and no problem with any."""
-    return bool(found) and all(each.verdict.ok for each in found)
-
-
-def watch(show: Callable[[], bool]) -> bool:
-    """Show it again and again until Ctrl-C; return what was shown last."""
-    ok = False
-    with suppress(KeyboardInterrupt):
-        while True:
-            ok = show()
-            sleep(AGAIN)
-    return ok

@@ -6,20 +6,12 @@ from dataclasses import dataclass
 from kevip.core.messages import Reason, Role
 from kevip.host.kubernetes import IPVS_INTERFACE
 from kevip.status.observe import Facts
-from kevip.status.prose import PROSE
-from kevip.status.record import HANGS, Record
+from kevip.status.record import HANGS, PROSE, Record
 
-SETTLING = 4.0
-"""Seconds in which what a change of role leaves behind is cleared away, and two masters have settled who stays it."""
-
-JOINING = 10.0
-"""Seconds in which a daemon has joined the election, as a rule."""
-
-_FRESH = 6.0
-"""Seconds for which a peer's advert says that it is master: reports are up to 2 s old, and adverts may be lost."""
-
-_LATE = 2.0
-"""Seconds that a report may be old."""
+_SETTLING = 4.0  # seconds in which a change of role is cleared up, and two masters have settled who stays it
+_JOINING = 10.0  # seconds in which a daemon has joined the election, as a rule
+_FRESH = 6.0  # seconds for which a peer's advert says that it is master: reports are 2 s old, and adverts may be lost
+_LATE = 2.0  # seconds that a report may be old
 
 _MOVE = "leave --dataplane at auto, and have nft installed (apt-get install nftables)"
 _LOWER = "give that chain a higher priority"
@@ -38,37 +30,27 @@ class Verdict:
 
 def verdict(facts: Facts) -> Verdict:
     """Say whether role and host agree; of several problems, the one that explains most."""
-    problem = next(_problems(facts), "")
-    return Verdict(ok=not problem, text=problem or _well(facts))
+    if (problem := next(_of_host(facts), "")) or not facts.report:
+        return Verdict(ok=False, text=problem)
+    problem = next(_of_role(facts, facts.report), "")
+    return Verdict(ok=not problem, text=problem or _well(facts, facts.report))
 
 
-def _problems(facts: Facts) -> Iterator[str]:
+def _of_host(facts: Facts) -> Iterator[str]:
+    """Say what others did that kevip does not touch, and why the report of its daemon is not to be relied on."""
     if not facts.privileged:
         yield "cannot tell: rules and reports need root (NET_ADMIN): sudo kevip status"
-    yield from _strangers(facts)
-    yield from _of_daemon(facts)
-    if report := facts.report:
-        yield from _of_role(facts, report)
-        if facts.foreign:
-            yield (
-                f"{facts.foreign[0]} translates before the rules in {report.dataplane}: TARGET may not see the VIP: "
-                + (_LOWER if report.dataplane == "nftables" else _MOVE)
-            )
-        yield from _of_target(report)
-
-
-def _strangers(facts: Facts) -> Iterator[str]:
-    """Say what others did that kevip does not touch."""
     only_held = facts.report and not facts.report.target
     for held in facts.held:
         if held.seconds is None and not (only_held and held.interface == IPVS_INTERFACE):
             here = f"{facts.vip}/{held.prefix} dev {held.interface}"
             yield f"the VIP is on {held.interface}, but not by kevip: ip address delete {here}"
+    yield from facts.flaws
+    yield from _of_daemon(facts)
 
 
 def _of_daemon(facts: Facts) -> Iterator[str]:
-    """Say why the report of its daemon, if any, is not to be relied on."""
-    yield from facts.flaws
+    """Say what is wrong with its daemon, and that there is a problem if it does not report."""
     report, held = facts.report, [f"the VIP on {name}" for name in facts.leased]
     left = " and ".join([*held, *(f"rules in {prefix}" for prefix in facts.rules)])
     if not facts.running and left:
@@ -87,56 +69,57 @@ def _of_daemon(facts: Facts) -> Iterator[str]:
 def _of_role(facts: Facts, report: Record) -> Iterator[str]:
     if facts.link:
         yield facts.link
-    led = any(facts.age(heard) < _FRESH for heard in report.peers.values())
-    if report.role in {Role.INIT, Role.BACKUP} and report.reason is Reason.NOBODY and not led:
-        yield (
-            "nobody holds the VIP: this host cannot serve it or was cut off, and no peer took over: "
-            "its log says why, at election.* and takeover.failed"
-        )
     if report.role is Role.MASTER:
         yield from _of_master(facts, report)
     elif report.role is not Role.LEAVING:
         yield from _of_others(facts, report)
-    if report.role in {Role.INIT, Role.BACKUP} and report.reason is Reason.UNFIT:
-        yield (
-            "this host cannot serve: its last takeover failed: its log says why, at takeover.failed: "
-            "see to that, and restart kevip"
-        )
-    if report.role is Role.INIT and facts.age(report.since) > JOINING:
-        reason = PROSE[report.reason]
-        yield f"it takes no part in the election ({reason}): its log says why, at ucarp.* and takeover.failed"
-    if report.role is Role.BACKUP and (silence := _silence(facts, report)) > 2 * report.patience + JOINING:
-        yield f"nobody advertises: no master was heard for {silence:.0f} s, yet this host stays backup: restart kevip"
+    if facts.foreign:
+        ahead = f"{facts.foreign[0]} translates before the rules in {report.dataplane}"
+        yield f"{ahead}: TARGET may not see the VIP: {_LOWER if report.dataplane == 'nftables' else _MOVE}"
+    if (health := report.health) and not health.up:
+        silent = f"does not answer {health.check}{f' ({health.problem})' if health.problem else ''}"
+        if report.target:
+            yield f"{report.target} {silent}: look at it, and at the route to it"
+        elif report.role is Role.MASTER:
+            yield f"what serves the VIP {silent}, here or on any peer"
 
 
 def _of_master(facts: Facts, report: Record) -> Iterator[str]:
+    soon = "if this stays for 5 s, its log says why (drift.*)"
     if report.interface not in facts.leased:
-        yield f"it is master without the VIP on {report.interface}: if this stays for 5 s, its log says why (drift.*)"
+        yield f"it is master without the VIP on {report.interface}: {soon}"
     if missing := facts.missing:
         number = sum(map(len, report.rules.values()))
         rules = f"{len(missing)} of {number} rules" if len(missing) < number else "its rules"
-        yield f"it is master without {rules}: if this stays for 5 s, its log says why (drift.*)"
+        yield f"it is master without {rules}: {soon}"
     if macs := ", ".join(report.claims):
         yield f"{macs} answers ARP for the VIP too, and is no peer that is heard: kevip check says who it is"
-    lately = max(report.since + SETTLING, facts.at - _FRESH)
+    lately = max(report.since + _SETTLING, facts.at - _FRESH)
     if rivals := ", ".join(str(peer) for peer, heard in report.peers.items() if heard > lately):
-        yield (
-            f"two masters: {rivals} advertises too, and one of them should yield: "
-            "look there with kevip status, and for packets lost on one way between the two"
-        )
+        advice = "look there with kevip status, and for packets lost on one way between the two"
+        yield f"two masters: {rivals} advertises too, and one of them should yield: {advice}"
 
 
 def _of_others(facts: Facts, report: Record) -> Iterator[str]:
-    """Say what only a master may have; the last one's rules go a second after its address."""
-    if facts.leased:
-        name = facts.leased[0]
-        yield (
-            f"the VIP is on {name}, but this host is not master: if this stays for 6 s: "
-            f"ip address delete {facts.vip}/32 dev {name}"
-        )
-    if facts.rules and facts.age(report.since) > SETTLING:
+    """Say what keeps it from serving, and what only a master may have; the last one's rules go after its address."""
+    led = any(facts.age(heard) < _FRESH for heard in report.peers.values())
+    if report.reason is Reason.NOBODY and not led:
+        nobody = "nobody holds the VIP: this host cannot serve it or was cut off, and no peer took over"
+        yield f"{nobody}: its log says why, at election.* and takeover.failed"
+    for name in facts.leased:
+        delete = f"ip address delete {facts.vip}/32 dev {name}"
+        yield f"the VIP is on {name}, but this host is not master: if this stays for 6 s: {delete}"
+    if facts.rules and facts.age(report.since) > _SETTLING:
         places = " and ".join(facts.rules)
         yield f"rules in {places}, but this host is not master: if this stays for 10 s, its log says why (drift.*)"
+    if report.reason is Reason.UNFIT:
+        failed = "this host cannot serve: its last takeover failed"
+        yield f"{failed}: its log says why, at takeover.failed: see to that, and restart kevip"
+    if report.role is Role.INIT and facts.age(report.since) > _JOINING:
+        reason = PROSE[report.reason]
+        yield f"it takes no part in the election ({reason}): its log says why, at ucarp.* and takeover.failed"
+    if report.role is Role.BACKUP and (silence := _silence(facts, report)) > 2 * report.patience + _JOINING:
+        yield f"nobody advertises: no master was heard for {silence:.0f} s, yet this host stays backup: restart kevip"
 
 
 def _silence(facts: Facts, report: Record) -> float:
@@ -144,20 +127,7 @@ def _silence(facts: Facts, report: Record) -> float:
     return min(facts.age(moment) for moment in (report.since, *report.peers.values()))
 
 
-def _of_target(report: Record) -> Iterator[str]:
-    health = report.health
-    if not health or health.up:
-        return
-    problem = f" ({health.problem})" if health.problem else ""
-    if report.target:
-        yield f"{report.target} does not answer {health.check}{problem}: look at it, and at the route to it"
-    elif report.role is Role.MASTER:
-        yield f"what serves the VIP does not answer {health.check}{problem}, here or on any peer"
-
-
-def _well(facts: Facts) -> str:
-    if not (report := facts.report):
-        raise TypeError("a daemon without a report is a problem")
+def _well(facts: Facts, report: Record) -> str:
     match report.role:
         case Role.MASTER:
             return "this host serves the VIP"
@@ -166,7 +136,7 @@ def _well(facts: Facts) -> str:
         case Role.BACKUP if report.peers and (silence := _silence(facts, report)) > report.patience + _LATE:
             return f"no master was heard for {silence:.0f} s: one takes over soon"
         case Role.BACKUP if report.peers:
-            master = max(report.peers, key=report.peers.__getitem__)
+            [(master, _)] = report.latest_peers(1)
             return f"{master} serves the VIP, this host is ready to take over"
         case _:
             return "it joins the election"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kevip.check import election, report, rules, target, traffic
+from kevip.check import election, report, rules, traffic
 from kevip.check.election import Heard, Stranger
-from kevip.check.finding import Finding, Verdict
 from kevip.check.preflight import examine
+from kevip.check.report import Finding, Verdict
 from kevip.config import Config
 from kevip.election.carp import Group, Interval
 from kevip.host import kernel, kubernetes
@@ -196,8 +196,10 @@ def test_reads_whether_ipvs_uses_conntrack(
 
 
 def test_says_how_a_cluster_ip_is_handled() -> None:
-    assert target.service(TARGET, None).found == f"TARGET {TARGET} is no cluster-IP that this node knows of"
-    assert target.service(TARGET, Mode.IPVS).found == f"TARGET {TARGET} is a cluster-IP, handled by IPVS with conntrack"
+    assert traffic.service(TARGET, None).found == f"TARGET {TARGET} is no cluster-IP that this node knows of"
+    assert (
+        traffic.service(TARGET, Mode.IPVS).found == f"TARGET {TARGET} is a cluster-IP, handled by IPVS with conntrack"
+    )
 
 
 IP_VS = """IP Virtual Server version 1.2.1 (size=4096)

@@ -9,8 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kevip.core.messages import Note, Reason, Role, What
-from kevip.status.prose import PROSE
-from kevip.status.record import Health, Record
+from kevip.status.record import PROSE, Health, Record
 from kevip.status.reporter import MANY, QUIET, Reporter
 from kevip.status.runfile import StateFile
 

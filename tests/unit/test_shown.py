@@ -12,10 +12,8 @@ import pytest
 from kevip.core.messages import Reason, Role
 from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
-from kevip.status.prose import PROSE
-from kevip.status.record import Health, Record
-from kevip.status.text import Status, as_json, as_text, duration, is_ok, size
-from kevip.status.verdict import verdict
+from kevip.status.record import PROSE, Health, Record
+from kevip.status.text import as_json, as_text, duration, is_ok, size
 
 VIP = IPv4Address("10.77.0.100")
 NOW = 2e9
@@ -72,7 +70,7 @@ SHOWN = """\
 
 
 def shown(facts: Facts) -> str:
-    return click.unstyle(as_text([Status(facts, verdict(facts))], privileged=True))
+    return click.unstyle(as_text([facts], privileged=True))
 
 
 def test_a_master_as_people_see_it() -> None:
@@ -121,7 +119,7 @@ def test_without_a_vip_it_says_so() -> None:
 
 
 def test_programs_get_the_same() -> None:
-    found = json.loads(json.dumps(as_json([Status(FACTS, verdict(FACTS))])))
+    found = json.loads(json.dumps(as_json([FACTS])))
     [vip] = found["vips"]
     assert (found["ok"], vip["ok"], vip["vip"], vip["report"]["role"]) == (True, True, str(VIP), "master")
     assert vip["counters"] == {
