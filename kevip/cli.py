@@ -11,23 +11,11 @@ from typing import Any, NoReturn, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
+from kevip import config as settings
 from kevip import log, manifest
 from kevip.check import report
 from kevip.check.checks import diagnose
-from kevip.check.report import Verdict
-from kevip.config import (
-    RANGES,
-    RUN_DIR,
-    Malformed,
-    label,
-    load,
-    parse_boolean,
-    parse_endpoint,
-    parse_ipv4,
-    parse_networks,
-    parse_number,
-    parse_ports,
-)
+from kevip.config import Config, Malformed, load
 from kevip.dataplane import plane
 from kevip.dataplane.select import Dataplane, select
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
@@ -49,34 +37,21 @@ class _Parsed(click.ParamType[Any]):
         self.name = name
         self.parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        del ctx
+    def convert(self, value: Any, param: click.Parameter | None, _: click.Context | None) -> Any:
         try:
             return self.parse(value) if isinstance(value, str) else value
         except ValueError as error:
             return Malformed(f"{_label(param)}: {error}")
 
 
-class _Switch(click.types.BoolParamType):
+class _Switch(_Parsed, click.types.BoolParamType):
     """A switch that takes fewer spellings than click's, from its variable."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return _Parsed(self.name, parse_boolean).convert(value, param, ctx)
 
 
 def _label(param: click.Parameter | None) -> str:
     if not param:
         return "value"
     return f"{param.opts[0]} ({param.envvar})" if param.envvar else param.opts[0]
-
-
-def _choice(choices: tuple[str, ...]) -> _Parsed:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-
-    return _Parsed("|".join(choices), parse)
 
 
 def _path(text: str) -> Path:
@@ -86,130 +61,105 @@ def _path(text: str) -> Path:
 
 
 def _setting(
-    flag: str, kind: click.ParamType[Any], text: str, *, variable: str = "", **attributes: Any
+    flag: str, kind: click.ParamType[Any], text: str, shown: str | None = None, *, variable: str = "", **attributes: Any
 ) -> Callable[[_Function], _Function]:
-    """Declare an option; its variable is its flag in capitals, or another one, which as a flag is understood too."""
+    """Declare an option; its variable is its flag in capitals, or another one, which as a flag is understood too.
+
+    ``shown`` is what people are told that its default is.
+    """
     name = variable or flag.partition("/")[0].removeprefix("--").upper().replace("-", "_")
     flags = [flag, f"--{variable.lower()}"] if variable else [flag]
-    return click.option(*flags, name.lower(), type=kind, envvar=name, show_envvar=True, help=text, **attributes)
+    attributes |= {"type": kind, "envvar": name, "show_envvar": True, "show_default": shown, "help": text}
+    return click.option(*flags, name.lower(), **attributes)
 
 
-def _number(name: str) -> _Parsed:
-    least, most = RANGES[name]
-    return _Parsed(f"{least}-{most}", parse_number(name))
+def _switch(flag: str, text: str) -> Callable[[_Function], _Function]:
+    kind = _Switch("boolean", settings.parse_boolean)
+    return _setting(f"{flag}/{flag.replace('--', '--no-')}", kind, text, "off", default=False)
 
 
-_ADDRESS = _Parsed("address", parse_ipv4)
+def _number(flag: str, text: str, shown: str) -> Callable[[_Function], _Function]:
+    least, most = settings.RANGES[flag.removeprefix("--").replace("-", "_")]
+    return _setting(flag, _Parsed(f"{least}-{most}", settings.parse_number(least, most)), text, shown)
+
+
+def _choice(flag: str, choices: tuple[str, ...], text: str, shown: str) -> Callable[[_Function], _Function]:
+    def parse(given: str) -> str:
+        if given not in choices:
+            raise ValueError(f"{given!r} is none of {', '.join(choices)}")
+        return given
+
+    return _setting(flag, _Parsed("|".join(choices), parse), text, shown)
+
+
+_ADDRESS = _Parsed("address", settings.parse_ipv4)
 _TEXT = _Parsed("text", str)
 _PATH = _Parsed("path", _path)
+_NETWORKS = _Parsed("networks", settings.parse_list(settings.parse_network))
+_PORTS = _Parsed("ports", settings.parse_list(settings.parse_ports))
+_CHECK = _Parsed("check", parse_check)
+_ENDPOINT = _Parsed("host:port", settings.parse_endpoint)
+_NAME = _Parsed("name", manifest.parse_name)
+_REPLICAS = _Parsed("number", settings.parse_number(1, 9999))
 
-_RUN_DIR = _setting("--run-dir", _PATH, "Directory for runtime files.", show_default="/run/kevip")
+_RUN_DIR = _setting("--run-dir", _PATH, "Directory for runtime files.", "/run/kevip")
 
 _SETTINGS = (
     _setting("--vip", _ADDRESS, "The virtual IP: an IPv4 address of this network that no host has.  [required]"),
-    _setting(
-        "--target",
-        _ADDRESS,
-        "Where traffic to the VIP goes: an IPv4 address.",
-        show_default="required, but for --hold-only",
-    ),
+    _setting("--target", _ADDRESS, "Where traffic to the VIP goes: an IPv4 address.", "required, but for --hold-only"),
     _setting("--password", _TEXT, "What all replicas share; keeps others out of the election.  [required]"),
     _setting("--password-file", _PATH, "A file with the password, instead of --password."),
-    _setting(
-        "--global-masquerade/--no-global-masquerade",
-        _Switch(),
+    _switch(
+        "--global-masquerade",
         "Masquerade all that leaves this host while master, instead of giving the VIP's traffic the VIP as source.",
-        default=False,
-        show_default="off",
     ),
     _setting(
         "--allow-from",
-        _Parsed("networks", parse_networks),
+        _NETWORKS,
         "Who may use the VIP: networks, separated by commas. What others send is dropped.",
-        show_default="everybody",
+        "everybody",
     ),
     _setting(
         "--port",
-        _Parsed("ports", parse_ports),
+        _PORTS,
         "What is proxied: ports such as 443,53/udp,8000-8010. The rest is refused.",
+        "everything",
         variable="PORTS",
-        show_default="everything",
     ),
-    _setting(
-        "--hold-only/--no-hold-only",
-        _Switch(),
-        "Hold the VIP and proxy nothing: something else on the hosts serves it.",
-        default=False,
-        show_default="off",
-    ),
+    _switch("--hold-only", "Hold the VIP and proxy nothing: something else on the hosts serves it."),
     _setting(
         "--check",
-        _Parsed("check", parse_check),
+        _CHECK,
         "Ask TARGET, and let a peer take over if it does not answer: tcp:PORT, icmp or http://HOST[:PORT]/PATH.",
     ),
-    _setting("--check-interval", _number("check_interval"), "Seconds between questions.", show_default="5"),
-    _setting("--check-fall", _number("check_fall"), "Failures in a row after which TARGET is down.", show_default="3"),
-    _setting("--check-rise", _number("check_rise"), "Successes in a row after which it is up again.", show_default="2"),
-    _setting("--vip-id", _number("vip_id"), "The CARP group of this VIP on its network.", show_default="last octet"),
+    _number("--check-interval", "Seconds between questions.", "5"),
+    _number("--check-fall", "Failures in a row after which TARGET is down.", "3"),
+    _number("--check-rise", "Successes in a row after which it is up again.", "2"),
+    _number("--vip-id", "The CARP group of this VIP on its network.", "last octet"),
     _setting(
-        "--interface",
-        _TEXT,
-        "The network interface that the VIP belongs on.",
-        show_default="the one whose subnet holds the VIP",
+        "--interface", _TEXT, "The network interface that the VIP belongs on.", "the one whose subnet holds the VIP"
     ),
-    _setting("--advbase", _number("advbase"), "Seconds between adverts of the master.", show_default="1"),
-    _setting(
-        "--advskew",
-        _number("advskew"),
-        "1/256 s added to that: among replicas, the lowest wins.",
-        show_default="random, 1-25",
-    ),
-    _setting(
-        "--dead-ratio",
-        _number("dead_ratio"),
-        "Adverts missed before a backup takes over.",
-        show_default="3",
-    ),
-    _setting(
-        "--preempt/--no-preempt",
-        _Switch(),
-        "Take over from a living master with a higher skew.",
-        default=False,
-        show_default="off",
-    ),
-    _setting(
-        "--broadcast/--no-broadcast",
-        _Switch(),
-        "Advertise by broadcast, where switches drop multicast.",
-        default=False,
-        show_default="off",
-    ),
-    _setting(
+    _number("--advbase", "Seconds between adverts of the master.", "1"),
+    _number("--advskew", "1/256 s added to that: among replicas, the lowest wins.", "random, 1-25"),
+    _number("--dead-ratio", "Adverts missed before a backup takes over.", "3"),
+    _switch("--preempt", "Take over from a living master with a higher skew."),
+    _switch("--broadcast", "Advertise by broadcast, where switches drop multicast."),
+    _choice(
         "--dataplane",
-        _choice(get_args(Dataplane)),
+        get_args(Dataplane),
         "Where the rules are; auto follows what else translates on this host.",
-        show_default="auto",
+        "auto",
     ),
-    _setting(
+    _choice(
         "--iptables",
-        _choice(("auto", "nft", "legacy")),
+        ("auto", "nft", "legacy"),
         "An older name of --dataplane, which leaves the iptables- of its values out.",
-        show_default="auto",
+        "auto",
     ),
-    _setting(
-        "--metrics",
-        _Parsed("host:port", parse_endpoint),
-        "Where to serve metrics over HTTP (needs kevip[metrics]).",
-        show_default="off",
-    ),
+    _setting("--metrics", _ENDPOINT, "Where to serve metrics over HTTP (needs kevip[metrics]).", "off"),
     _RUN_DIR,
-    _setting(
-        "--log-format",
-        _choice(get_args(log.Format)),
-        "auto is text on a terminal and JSON elsewhere.",
-        show_default="auto",
-    ),
-    _setting("--log-level", _choice(get_args(log.Level)), "debug adds each command run.", show_default="info"),
+    _choice("--log-format", get_args(log.Format), "auto is text on a terminal and JSON elsewhere.", "auto"),
+    _choice("--log-level", get_args(log.Level), "debug adds each command run.", "info"),
 )
 
 
@@ -218,6 +168,15 @@ def _settings(function: _Function) -> _Function:
     for setting in reversed(_SETTINGS):
         function = setting(function)
     return function
+
+
+def _load(given: Mapping[str, Any]) -> Config:
+    """Return the settings, and have the log as they say; the list of processes does not show the password any more."""
+    if isinstance(password := given["password"], str):
+        kernel.hide_argument(password)
+    config = load(given)
+    log.configure(form=config.log_format, level=config.log_level)
+    return config
 
 
 @click.group(
@@ -236,41 +195,22 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     Run it with the same settings on two or three hosts. They elect a master over CARP (ucarp); the master holds
     the VIP and sends all of its traffic to TARGET, which sees the VIP as the source. If it dies, another takes over.
     """
-    if ctx.invoked_subcommand:
-        _refuse_early_flags(ctx)
-    else:
-        _hide_password(given)
-        config = load(given)
-        log.configure(form=config.log_format, level=config.log_level)
-        serve(config)
-
-
-def _hide_password(given: dict[str, Any]) -> None:
-    if isinstance(password := given["password"], str):
-        kernel.hide_argument(password)
-
-
-def _refuse_early_flags(ctx: click.Context) -> None:
-    """Raise UsageError for flags that stand before a subcommand, and so would be lost."""
+    if not ctx.invoked_subcommand:
+        serve(_load(given))
+        return
     early = [
         param.opts[0]
         for param in ctx.command.params
         if param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
     ]
-    if early:
+    if early:  # they would be lost
         raise click.UsageError(f"put {', '.join(early)} after {ctx.invoked_subcommand}, not before it")
 
 
 @cli.command("manifest")
 @_settings
-@click.option(
-    "--name",
-    type=_Parsed("name", manifest.parse_name),
-    default="kevip",
-    show_default=True,
-    help="The objects' name: one for each VIP.",
-)
-@click.option("--namespace", type=_Parsed("name", manifest.parse_name), help="Where they belong.")
+@click.option("--name", type=_NAME, default="kevip", show_default=True, help="The objects' name: one for each VIP.")
+@click.option("--namespace", type=_NAME, help="Where they belong.")
 @click.option(
     "--image",
     type=_Parsed("image", manifest.parse_image),
@@ -278,13 +218,7 @@ def _refuse_early_flags(ctx: click.Context) -> None:
     show_default=True,
     help="The image that you built and pushed; no public registry has one.",
 )
-@click.option(
-    "--replicas",
-    type=_Parsed("number", manifest.parse_replicas),
-    default=3,
-    show_default=True,
-    help="On as many nodes.",
-)
+@click.option("--replicas", type=_REPLICAS, default=3, show_default=True, help="On as many nodes.")
 def print_manifest(**given: Any) -> None:
     """Print the Kubernetes objects for these settings.
 
@@ -293,14 +227,15 @@ def print_manifest(**given: Any) -> None:
     """
     own = {name: given.pop(name) for name in ("name", "namespace", "image", "replicas")}
     if given["run_dir"]:
-        given["run_dir"] = Malformed(f"{label('run_dir')} means nothing to a pod, whose /run is its own: leave it out")
+        named = settings.label("run_dir")
+        given["run_dir"] = Malformed(f"{named} means nothing to a pod, whose /run is its own: leave it out")
     config = load(given | {name: value for name, value in own.items() if isinstance(value, Malformed)})
     if problem := manifest.password_problem(config.password):
         raise SettingsError(problem)
     del given["password_file"]
-    settings = {name: value for name, value in given.items() if value is not None and value is not False}
-    settings["password"] = config.password
-    click.echo(manifest.to_yaml(manifest.objects(settings, **own)), nl=False)
+    wanted = {name: value for name, value in given.items() if value is not None and value is not False}
+    wanted["password"] = config.password
+    click.echo(manifest.to_yaml(manifest.objects(wanted, **own)), nl=False)
 
 
 @cli.command("check", short_help="Say what would keep kevip from working here, and what to do.")
@@ -319,12 +254,10 @@ def check(*, as_json: bool, strict: bool, seconds: float | None, **given: Any) -
     Looks at the host, listens on the network for some seconds, asks by ARP who has the VIP, and pings TARGET. It may
     be run while kevip runs. Exit status: 0 if no check failed, 1 if one did, 2 wrong settings.
     """
-    _hide_password(given)
-    config = load(given)
-    log.configure(form=config.log_format, level=config.log_level)
+    config = _load(given)
     findings = diagnose(config, seconds)
     verdicts = report.as_json(config, findings) if as_json else report.as_text(findings)
-    bad = verdicts[Verdict.FAILED] + strict * verdicts[Verdict.WARNING]
+    bad = verdicts[report.Verdict.FAILED] + strict * verdicts[report.Verdict.WARNING]
     return ExitStatus.FAILURE if bad else ExitStatus.OK
 
 
@@ -339,7 +272,6 @@ def _status(*, as_json: bool, watch: bool, **given: Any) -> ExitStatus:
     Exit status: 0 if all is well, 1 if there is a problem or no VIP.
     """
     vip, run_dir = _place(given)
-    log.configure(form="text", level="error")
 
     def show() -> bool:
         found = text.survey(run_dir, vip)
@@ -361,7 +293,6 @@ def _status(*, as_json: bool, watch: bool, **given: Any) -> ExitStatus:
 def _cleanup(**given: Any) -> None:
     """Remove what a killed kevip left on this host: address, rules, connections, runtime file."""
     vip, run_dir = _place(given)
-    log.configure(form="text", level="error")
     if "NET_ADMIN" in kernel.missing_capabilities():
         raise HostError("capability NET_ADMIN is missing: run it as root")
     state = StateFile(run_dir, vip)
@@ -381,7 +312,8 @@ def _place(given: Mapping[str, Any]) -> tuple[Any, Path]:
     """Return the VIP, if any, and the run directory that a command was given; raises SettingsError."""
     if problems := [value.problem for value in given.values() if isinstance(value, Malformed)]:
         raise SettingsError(*problems)
-    return given["vip"], given["run_dir"] or RUN_DIR
+    log.configure(form="text", level="error")
+    return given["vip"], given["run_dir"] or settings.RUN_DIR
 
 
 def _open_standard_files() -> None:

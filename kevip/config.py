@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
-from itertools import chain
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 from kevip import log
 from kevip.dataplane.rules import Ports
@@ -19,31 +18,27 @@ from kevip.election.carp import UNFIT
 from kevip.errors import SettingsError
 from kevip.health.ask import Check
 
-_RESERVED = IPv4Network("240.0.0.0/4")
-_BOOLEANS = {
-    "true": True, "1": True, "yes": True, "on": True,
-    "false": False, "0": False, "no": False, "off": False,
-}  # fmt: skip
+_Value = TypeVar("_Value")
 
+# Least and most of each number. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.
 RANGES = {
-    "vip_id": (1, 255),
-    "advbase": (1, 255),
-    "advskew": (0, 254),
-    "dead_ratio": (1, 255),
-    "check_interval": (1, 3600),
-    "check_fall": (1, 100),
-    "check_rise": (1, 100),
-}
-"""Least and most of each number. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp."""
-
-_PROXYING = ("target", "global_masquerade", "allow_from", "ports")
-"""The settings that say how to proxy, and mean nothing where the VIP is only held."""
-
-
-_LONGEST_FILE = 65536
+    "vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255),
+    "check_interval": (1, 3600), "check_fall": (1, 100), "check_rise": (1, 100),
+}  # fmt: skip
 RUN_DIR = Path("/run/kevip")
+_PROXYING = ("target", "global_masquerade", "allow_from", "ports")  # what means nothing if the VIP is only held
+_LONGEST_FILE = 65536
+_BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _PORTS = range(1, 2**16)
 _ENDPOINT = re.compile(r"(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+|localhost)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+# What no host can have.
+_UNUSABLE = {
+    "the unspecified address": IPv4Network("0.0.0.0/8"),
+    "a loopback address": IPv4Network("127.0.0.0/8"),
+    "a multicast address": IPv4Network("224.0.0.0/4"),
+    "a reserved or broadcast address": IPv4Network("240.0.0.0/4"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +52,9 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"  # noqa: PLR2004
 
 
-def random_advskew() -> int:
-    """Choose a skew that differs between replicas, as a rule, and costs a takeover less than 0.3 s."""
-    return SystemRandom().randint(1, 25)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One VIP and how to serve it; raises SettingsError with every problem when built from values that do not fit.
-
-    ``advbase`` is in seconds, ``advskew`` in 1/256 of a second, ``dead_ratio`` in adverts missed (ucarp(8)).
-    ``check_interval`` is in seconds, ``check_fall`` and ``check_rise`` in results in a row.
-    """
+    """One VIP and how to serve it; raises SettingsError with every problem when built from values that do not fit."""
 
     vip: IPv4Address
     target: IPv4Address | None = None
@@ -77,15 +63,16 @@ class Config:
     allow_from: tuple[IPv4Network, ...] = ()
     ports: tuple[Ports, ...] = ()
     check: Check | None = None
-    check_interval: int = 5
-    check_fall: int = 3
+    check_interval: int = 5  # seconds
+    check_fall: int = 3  # results in a row
     check_rise: int = 2
     global_masquerade: bool = False
-    vip_id: int = 0
+    vip_id: int = 0  # the last octet of the VIP
     interface: str | None = None
-    advbase: int = 1
-    advskew: int = field(default_factory=random_advskew)
-    dead_ratio: int = 3
+    advbase: int = 1  # seconds
+    # 1/256 s: differs between replicas, as a rule, and costs a takeover less than 0.3 s
+    advskew: int = field(default_factory=lambda: SystemRandom().randint(1, 25))
+    dead_ratio: int = 3  # adverts missed (ucarp(8))
     preempt: bool = False
     broadcast: bool = False
     dataplane: Dataplane = "auto"
@@ -97,8 +84,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.vip_id == 0:
             object.__setattr__(self, "vip_id", int(self.vip) & 0xFF)
-        problems = list(_problems({each.name: getattr(self, each.name) for each in fields(self)}))
-        if problems:
+        if problems := list(_problems({each.name: getattr(self, each.name) for each in fields(self)})):
             raise SettingsError(*problems)
 
 
@@ -137,18 +123,17 @@ def label(name: str) -> str:
 
 def _password(password: str | None, file: Path | None) -> str:
     """Return the password from where it was given."""
+    flag, file_flag = label("password"), label("password_file")
     if password is not None and file is not None:
-        raise SettingsError(f"{label('password')} and {label('password_file')} are both given: leave one of them out")
-    if file is None:
-        if password is None:
-            raise SettingsError(
-                f"{label('password')} is missing: set it, or {label('password_file')}, to what all replicas share"
-            )
+        raise SettingsError(f"{flag} and {file_flag} are both given: leave one of them out")
+    if password is not None:
         return password
+    if file is None:
+        raise SettingsError(f"{flag} is missing: set it, or {file_flag}, to what all replicas share")
     try:
         text = os.fsdecode(_content(file))
     except OSError as error:
-        raise SettingsError(f"{label('password_file')}: cannot read {file}: {error.strerror}") from None
+        raise SettingsError(f"{file_flag}: cannot read {file}: {error.strerror}") from None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
@@ -165,60 +150,49 @@ def _content(file: Path) -> bytes:
 
 def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what is wrong with the values that are there."""
-    for name in ("vip", "target"):
-        if (address := values.get(name)) and (kind := _unusable(address)):
-            yield f"{label(name)}: {address} is {kind}: set it to the address of a host"
+    yield from _misplaced(values)
+    yield from _contradictions(values)
+    if values.get("password") == "":
+        yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
+    for name, (least, most) in RANGES.items():
+        number = values.get(name, least)
+        if not least <= number <= most and (name, number) != ("vip_id", 0):
+            yield f"{label(name)}: {number} is not a whole number from {least} to {most}"
+
+
+def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is wrong with the addresses."""
     vip, target = values.get("vip"), values.get("target")
+    for name, address in (("vip", vip), ("target", target)):
+        if kind := next((kind for kind, network in _UNUSABLE.items() if address and address in network), None):
+            yield f"{label(name)}: {address} is {kind}: set it to the address of a host"
     if vip and vip == target:
         yield f"{label('vip')} and {label('target')} are both {vip}: the VIP must be an address of its own"
     if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
-    yield from chain(_held_and_proxied(values), _skewed_and_checked(values))
-    if values.get("password") == "":
-        yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
-    for name, (least, most) in RANGES.items():
-        if (number := values.get(name)) is not None and not (
-            least <= number <= most or (name, number) == ("vip_id", 0)
-        ):
-            yield f"{label(name)}: {number} is not a whole number from {least} to {most}"
 
 
-def _held_and_proxied(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say what contradicts holding the VIP only, or is missing where it is not."""
-    if not values.get("hold_only"):
-        if "target" in values and not values["target"]:
-            yield f"{label('target')} is missing: set it to an IPv4 address"
-        return
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what contradicts holding the VIP only or is missing where it is not, and what contradicts a check."""
+    check, skew, held = values.get("check"), values.get("advskew") or 0, values.get("hold_only")
+    if not held and "target" in values and not values["target"]:
+        yield f"{label('target')} is missing: set it to an IPv4 address"
     for name in _PROXYING:
-        if values.get(name):
+        if held and values.get(name):
             yield f"{label('hold_only')} and {label(name)} contradict each other: leave one of them out"
-    if (check := values.get("check")) and check.kind != "http":
+    if held and check and check.kind != "http":
         yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http://HOST:PORT/PATH"
-
-
-def _skewed_and_checked(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say what contradicts a check, which adds to the skew of a host that should come last."""
-    if values.get("check") and (skew := values.get("advskew") or 0) >= UNFIT:
+    if check and skew >= UNFIT:  # a check adds to the skew of a host that should come last
         yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
 
 
-def _unusable(address: IPv4Address) -> str | None:
-    """Say what kind of address this is, if no host can have it."""
-    kinds = {
-        "the unspecified address": int(address) >> 24 == 0,
-        "a loopback address": address.is_loopback,
-        "a multicast address": address.is_multicast,
-        "a reserved or broadcast address": address in _RESERVED,
-    }
-    return next((kind for kind, applies in kinds.items() if applies), None)
+# What values are written like. All of these raise ValueError.
 
 
 def parse_ipv4(text: str) -> IPv4Address:
-    """Parse an IPv4 address; raises ValueError with a hint for what else it may be."""
-    try:
+    """Parse an IPv4 address; the error has a hint for what else it may be."""
+    with suppress(AddressValueError):
         return IPv4Address(text)
-    except AddressValueError:
-        pass
     if ":" in text:
         raise ValueError(f"{text!r} is not an IPv4 address (ucarp and kevip do not speak IPv6)")
     if re.fullmatch(r"(?=.*[A-Za-z])[\w.-]+", text):
@@ -226,12 +200,13 @@ def parse_ipv4(text: str) -> IPv4Address:
     raise ValueError(f"{text!r} is not an IPv4 address, such as 192.0.2.10")
 
 
-def parse_networks(text: str) -> tuple[IPv4Network, ...]:
-    """Parse networks, separated by commas; raises ValueError."""
-    return tuple(dict.fromkeys(_network(each.strip()) for each in text.split(",")))
+def parse_list(parse: Callable[[str], _Value]) -> Callable[[str], tuple[_Value, ...]]:
+    """Return the parser of values that are separated by commas, each of which counts once."""
+    return lambda text: tuple(dict.fromkeys(parse(each.strip()) for each in text.split(",")))
 
 
-def _network(text: str) -> IPv4Network:
+def parse_network(text: str) -> IPv4Network:
+    """Parse an IPv4 network."""
     try:
         network = IPv4Network(text, strict=False)
     except ValueError:
@@ -241,12 +216,8 @@ def _network(text: str) -> IPv4Network:
     return network
 
 
-def parse_ports(text: str) -> tuple[Ports, ...]:
-    """Parse ports and ranges of them, of TCP or with ``/udp``, separated by commas; raises ValueError."""
-    return tuple(dict.fromkeys(_ports(each.strip()) for each in text.split(",")))
-
-
-def _ports(text: str) -> Ports:
+def parse_ports(text: str) -> Ports:
+    """Parse a port, or a range of them, of TCP or with ``/udp``."""
     found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp))?", text)
     if not found or not 0 < int(found[1]) <= int(found[2] or found[1]) <= 0xFFFF:  # noqa: PLR2004 - 16 bits
         raise ValueError(f"{text!r} is no port, such as 443, 53/udp or 8000-8010")
@@ -254,16 +225,15 @@ def _ports(text: str) -> Ports:
 
 
 def parse_boolean(text: str) -> bool:
-    """Parse a switch; raises ValueError."""
+    """Parse a switch."""
     try:
         return _BOOLEANS[text.lower()]
     except KeyError:
         raise ValueError(f"{text!r} is none of {', '.join(_BOOLEANS)}") from None
 
 
-def parse_number(name: str) -> Callable[[str], int]:
-    """Return the parser of a number in its range, which raises ValueError."""
-    least, most = RANGES[name]
+def parse_number(least: int, most: int) -> Callable[[str], int]:
+    """Return the parser of a number in a range."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
@@ -274,7 +244,7 @@ def parse_number(name: str) -> Callable[[str], int]:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Parse HOST:PORT; raises ValueError. A host is an address: a name would have to be resolved at each start."""
+    """Parse HOST:PORT. A host is an address: a name would have to be resolved at each start."""
     match = _ENDPOINT.fullmatch(text)
     if match and int(match["port"]) in _PORTS:
         with suppress(AddressValueError):

@@ -8,9 +8,7 @@ from typing import Any
 Object = dict[str, Any]
 
 _XTABLES_LOCK = "/run/xtables.lock"
-
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-"""What names a Secret, a container and a label's value alike (RFC 1123)."""
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # what names objects, containers and labels (RFC 1123)
 
 
 def parse_name(text: str) -> str:
@@ -25,13 +23,6 @@ def parse_image(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError(f"{text!r} is not the name of an image, such as registry.example/kevip:1.0")
     return text
-
-
-def parse_replicas(text: str) -> int:
-    """Parse the number of replicas; raises ValueError."""
-    if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
-        raise ValueError(f"{text!r} is not a whole number from 1 to 9999")
-    return int(text)
 
 
 def password_problem(password: str) -> str | None:
@@ -51,40 +42,31 @@ def objects(
     labels = {"app.kubernetes.io/name": "kevip", "app.kubernetes.io/instance": name}
     metadata = {"name": name} | ({"namespace": namespace} if namespace else {}) | {"labels": labels}
     selector = {"matchLabels": labels}
+
+    def kind(version: str, kind: str, **content: Any) -> Object:
+        return {"apiVersion": version, "kind": kind, "metadata": metadata, **content}
+
+    deployment = {
+        "replicas": replicas,
+        # Without a surge: there may be no node left that has no replica yet.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+        # The next replica goes once this one has had time to hear the others, through switches that learn who
+        # wants the adverts, and to find out that it cannot serve.
+        "minReadySeconds": 10,
+        "selector": selector,
+        "template": {"metadata": {"labels": labels}, "spec": _pod(selector, _container(name, image, settings))},
+    }
+    # A replica that takes no part is no reason to keep a node from being drained.
+    budget = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": selector}
     return [
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": metadata,
-            "type": "Opaque",
-            "stringData": {"password": settings["password"]},
-        },
-        {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": metadata,
-            "spec": {
-                "replicas": replicas,
-                # Without a surge: there may be no node left that has no replica yet.
-                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
-                # The next replica goes once this one has had time to hear the others, through switches that learn who
-                # wants the adverts, and to find out that it cannot serve.
-                "minReadySeconds": 10,
-                "selector": selector,
-                "template": {"metadata": {"labels": labels}, "spec": _pod(selector, _container(name, image, settings))},
-            },
-        },
-        {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": metadata,
-            # A replica that takes no part is no reason to keep a node from being drained.
-            "spec": {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": selector},
-        },
+        kind("v1", "Secret", type="Opaque", stringData={"password": settings["password"]}),
+        kind("apps/v1", "Deployment", spec=deployment),
+        kind("policy/v1", "PodDisruptionBudget", spec=budget),
     ]
 
 
 def _pod(selector: Object, container: Object) -> Object:
+    apart = {"topologyKey": "kubernetes.io/hostname", "labelSelector": selector}
     return {
         # The VIP, its rules and CARP belong to the node's network.
         "hostNetwork": True,
@@ -96,13 +78,7 @@ def _pod(selector: Object, container: Object) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         # Two on one node do not hear each other.
-        "affinity": {
-            "podAntiAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": [
-                    {"topologyKey": "kubernetes.io/hostname", "labelSelector": selector}
-                ]
-            }
-        },
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}},
         "containers": [container],
         "volumes": [
             {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -141,12 +117,9 @@ def _container(name: str, image: str, settings: Mapping[str, Any]) -> Object:
 
 
 def _variable(name: str, value: Any) -> Object:
-    values = value if isinstance(value, tuple) else (value,)
-    return {"name": name.upper(), "value": ",".join(_word(each) for each in values)}
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        value = str(value).lower()
+    return {"name": name.upper(), "value": ",".join(map(str, value)) if isinstance(value, tuple) else str(value)}
 
 
 def _probe(question: str, *, period: int) -> Object:
@@ -173,10 +146,6 @@ def _lines(node: Any) -> Iterator[str]:
             yield f"- {first}"
             yield from (f"  {line}" for line in rest)
     else:
-        yield _scalar(node)
-
-
-def _scalar(value: Any) -> str:
-    """Write a scalar as JSON, which YAML takes, but for what JSON leaves bare and YAML does not."""
-    text = json.dumps(value, ensure_ascii=False)
-    return "".join(each if " " <= each <= "~" else f"\\U{ord(each):08x}" for each in text)
+        # A scalar as JSON, which YAML takes, but for what JSON leaves bare and YAML does not.
+        text = json.dumps(node, ensure_ascii=False)
+        yield "".join(each if " " <= each <= "~" else f"\\U{ord(each):08x}" for each in text)

@@ -74,7 +74,9 @@ class Listener:
                 sources: list[Wire | Neighbours] = [self._adverts.others, self._adverts.own, *self._neighbours()]
                 select.select(sources, [], [], min(ask, end) - now)
                 self._take_adverts()
-                self._take_claims()
+                self._heard.claims.update(self._vip.claims())
+                for source, neighbours in self._senders.items():
+                    self._heard.macs.setdefault(source, set()).update(neighbours.claims())
         finally:
             self._adverts.close()
             for each in self._neighbours():
@@ -110,11 +112,6 @@ class Listener:
         if source not in self._senders and len(self._senders) < _SENDERS:
             self._senders[source] = Neighbours(self._interface, source)
             self._senders[source].ask()
-
-    def _take_claims(self) -> None:
-        self._heard.claims.update(self._vip.claims())
-        for source, neighbours in self._senders.items():
-            self._heard.macs.setdefault(source, set()).update(neighbours.claims())
 
 
 def masters(heard: Heard, own: Interval, dead_ratio: int) -> Iterator[Finding]:

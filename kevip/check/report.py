@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import partial
 
@@ -33,24 +33,14 @@ class Finding:
     """One line of ``kevip check``."""
 
     check: str
-    verdict: Verdict
+    verdict: Verdict = field(kw_only=True)
     found: str
     advice: str = ""
 
 
-def ok(check: str, found: str, advice: str = "") -> Finding:
-    """Return a finding that is well."""
-    return Finding(check, Verdict.OK, found, advice)
-
-
-def warning(check: str, found: str, advice: str) -> Finding:
-    """Return a finding that may become trouble."""
-    return Finding(check, Verdict.WARNING, found, advice)
-
-
-def failed(check: str, found: str, advice: str = "") -> Finding:
-    """Return a finding that keeps kevip from working."""
-    return Finding(check, Verdict.FAILED, found, advice)
+ok = partial(Finding, verdict=Verdict.OK)
+warning = partial(Finding, verdict=Verdict.WARNING)
+failed = partial(Finding, verdict=Verdict.FAILED)
 
 
 def as_text(findings: Iterable[Finding]) -> Counter[Verdict]:

@@ -1,4 +1,4 @@
-"""TARGET, and what the kernel does with packets on their way: routes, reverse path filter, MTU, connection tracking."""
+"""What becomes of packets on their way: TARGET and its route, and what the kernel does."""
 
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address
@@ -8,7 +8,7 @@ from kevip.health.ask import Answer, Check
 from kevip.host.kubernetes import Mode
 from kevip.host.route import Route
 
-_STRICT = 1
+_STRICT = 1  # as a reverse path filter
 _FULL = 0.8  # how full the table of connections may be before it is told
 
 

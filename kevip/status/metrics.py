@@ -76,13 +76,11 @@ class Exporter(Collector):
             yield family
 
 
-def _metric(
-    kind: type[GaugeMetricFamily | CounterMetricFamily],
-    name: str,
-    text: str,
-    values: Mapping[Any, float] | float,
-    *labels: str,
-) -> Metric:
+_Family = type[GaugeMetricFamily | CounterMetricFamily]
+_Values = Mapping[Any, float] | float
+
+
+def _metric(kind: _Family, name: str, text: str, values: _Values, *labels: str) -> Metric:
     """Return a metric with one value, or with one for each value of a label, or of several."""
     family = kind(f"kevip_{name}", text, labels=labels)
     for each, number in values.items() if isinstance(values, Mapping) else [((), values)]:

@@ -100,7 +100,7 @@ def _role(facts: Facts, report: Record) -> str:
     age = facts.age(report.turned)
     if age > HANGS or not facts.running:
         return f"was {report.role} when last heard of, {duration(age)} ago"
-    changes = _plural(report.transitions, "transition")
+    changes = f"{report.transitions} transition{'' if report.transitions == 1 else 's'}"
     return f"{report.role} for {duration(facts.age(report.since))}: {PROSE[report.reason]}; {changes}"
 
 
@@ -144,7 +144,7 @@ def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
     for part, (label, note) in _TRAFFIC.items():
         if part in counters:
             packets, octets = counters[part]
-            yield label, f"{_plural(packets, 'packet')}, {size(octets)}, {note}"
+            yield label, f"{packets} packet{'' if packets == 1 else 's'}, {size(octets)}, {note}"
 
 
 def _peers(facts: Facts, report: Record) -> str:
@@ -156,10 +156,6 @@ def _peers(facts: Facts, report: Record) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items())) or "none"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

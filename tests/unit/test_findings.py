@@ -170,7 +170,7 @@ def test_tells_a_full_table_of_connections(table: tuple[int, int] | None, verdic
 
 def test_says_who_may_use_the_vip() -> None:
     assert traffic.sources((), VIP) == Finding(
-        "access", Verdict.OK, "anyone who can reach VIP 10.77.0.100 can use TARGET through it"
+        "access", "anyone who can reach VIP 10.77.0.100 can use TARGET through it", verdict=Verdict.OK
     )
     assert traffic.sources(["10.0.0.0/8"], VIP).found == "VIP 10.77.0.100 is for 10.0.0.0/8 only"
 
@@ -245,7 +245,7 @@ def test_parses_a_route(text: str, route: Route) -> None:
 
 
 def test_wraps_what_is_long_and_hangs_the_advice() -> None:
-    finding = Finding("TARGET", Verdict.WARNING, "one two three four five six", "seven eight nine ten eleven")
+    finding = Finding("TARGET", "one two three four five six", "seven eight nine ten eleven", verdict=Verdict.WARNING)
     assert report.lines(finding, 43).splitlines() == [
         "TARGET        one two three four",
         "                       five six",
