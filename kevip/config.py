@@ -110,9 +110,8 @@ def load(given: Mapping[str, Any]) -> Config:
         if "dataplane" in values:
             problems.append(f"{label('iptables')} is an older name of {label('dataplane')}: leave one of them out")
         values["dataplane"] = older if older == "auto" else f"iptables-{older}"
-    problems += _problems(values)
     if problems:
-        raise SettingsError(*problems)
+        raise SettingsError(*problems, *_problems(values))
     return Config(**values)
 
 

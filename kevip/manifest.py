@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import indent
 from typing import Any
 
 Object = dict[str, Any]
@@ -128,24 +129,18 @@ def _probe(question: str, *, period: int) -> Object:
 
 def to_yaml(documents: Sequence[Object]) -> str:
     """Write documents as YAML, in its block style."""
-    return "---\n".join("".join(f"{line}\n" for line in _lines(each)) for each in documents)
+    return "---\n".join(f"{_block(each)}\n" for each in documents)
 
 
-def _lines(node: Any) -> Iterator[str]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            lines = list(_lines(value))
-            if isinstance(value, dict | list) and value:
-                yield f"{key}:"
-                yield from (f"  {line}" for line in lines)
-            else:
-                yield f"{key}: {lines[0]}"
-    elif isinstance(node, list) and node:
-        for item in node:
-            first, *rest = _lines(item)
-            yield f"- {first}"
-            yield from (f"  {line}" for line in rest)
-    else:
-        # A scalar as JSON, which YAML takes, but for what JSON leaves bare and YAML does not.
+def _block(node: Any) -> str:
+    if not node or not isinstance(node, dict | list):
+        # As JSON, which YAML takes, but for what JSON leaves bare and YAML does not.
         text = json.dumps(node, ensure_ascii=False)
-        yield "".join(each if " " <= each <= "~" else f"\\U{ord(each):08x}" for each in text)
+        return "".join(each if " " <= each <= "~" else f"\\U{ord(each):08x}" for each in text)
+    if isinstance(node, list):
+        return "\n".join("- " + indent(_block(each), "  ").lstrip(" ") for each in node)
+    entries = []
+    for key, value in node.items():
+        deep = value and isinstance(value, dict | list)
+        entries.append(f"{key}:" + (indent(f"\n{_block(value)}", "  ") if deep else f" {_block(value)}"))
+    return "\n".join(entries)

@@ -38,7 +38,7 @@ def serve(config: Config) -> None:
             plane, reporter = _build(config, host, loop, daemon)
             if config.metrics:
                 _serve_metrics(config.metrics, reporter.record)
-            reporter.prepare()
+            StateFile(config.run_dir, config.vip).prepare()
             _prepare(config, host, plane, reporter)
             try:
                 daemon.run()

@@ -128,7 +128,14 @@ def _of_host(facts: Facts | None) -> Iterator[Metric]:
         return
     yield _gauge("address_present", "Whether kevip has the VIP on this host.", bool(facts.leased))
     if not facts.flaws:
-        yield from _of_rules(facts)
+        counters = dict.fromkeys(_PARTS, (0, 0)) | facts.counters()
+        text = (
+            "Packets that rules matched since these are there. dnat, snat: the first of each connection; "
+            "forward: all that is forwarded, in both directions; guard: dropped; refuse: sent to other ports."
+        )
+        yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
+        octets = {part: octets for part, (_, octets) in counters.items()}
+        yield _counter("rule_bytes", "Bytes of the packets that rules matched.", octets, "rule")
     if facts.connections is not None:
         yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", facts.connections)
         text = "Those of them whose source TARGET does not see as the VIP."
@@ -140,17 +147,6 @@ def _of_host(facts: Facts | None) -> Iterator[Metric]:
         if health.round_trip_ms is not None:
             text = "How long TARGET took to answer."
             yield _gauge("target_round_trip_seconds", text, health.round_trip_ms / 1000)
-
-
-def _of_rules(facts: Facts) -> Iterator[Metric]:
-    counters = dict.fromkeys(_PARTS, (0, 0)) | facts.counters()
-    text = (
-        "Packets that rules matched since these are there. dnat, snat: the first of each connection; "
-        "forward: all that is forwarded, in both directions; guard: dropped; refuse: sent to other ports."
-    )
-    yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
-    octets = {part: octets for part, (_, octets) in counters.items()}
-    yield _counter("rule_bytes", "Bytes of the packets that rules matched.", octets, "rule")
 
 
 class _Question(RawIOBase):

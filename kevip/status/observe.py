@@ -1,6 +1,6 @@
 """What is: the facts about each VIP on this host, from what its daemon says and from the kernel. Changes nothing."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -121,7 +121,13 @@ class Look:
             running=vip in self._running,
             report=report,
             link=interface.link_problem(self._interfaces, report.interface) if report else "",
-            held=tuple(self._held(vip)),
+            held=tuple(
+                Held(
+                    interface=name, prefix=each.ip.network.prefixlen, seconds=each.valid if each.is_lease(vip) else None
+                )
+                for name, each in self._addresses
+                if each.ip.ip == vip
+            ),
             rules=rules,
             connections=connections,
             wrong=wrong,
@@ -135,9 +141,3 @@ class Look:
         with suppress(KevipError):
             return tuple(map(str, ahead(backend, base_chains(backend), source=source))) if backend else ()
         return ()
-
-    def _held(self, vip: IPv4Address) -> Iterator[Held]:
-        for name, address in self._addresses:
-            if address.ip.ip == vip:
-                seconds = address.valid if address.is_lease(vip) else None
-                yield Held(interface=name, prefix=address.ip.network.prefixlen, seconds=seconds)

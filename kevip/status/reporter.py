@@ -114,10 +114,6 @@ class Reporter:
         what = [detail for _, detail in drifts]
         self.log.warning("drift.repaired", what=what, repairs=self.record.repairs.total())
 
-    def prepare(self) -> None:
-        """Make the place of the runtime file, and tell from now on; raises HostError."""
-        self._state.prepare()
-
     def close(self) -> None:
         """Remove the runtime file."""
         with suppress(OSError):

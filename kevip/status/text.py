@@ -84,7 +84,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     if report:
         yield "role", _role(facts, report)
         yield "target", _target(facts, report)
-    yield "address", _address(facts)
+    places = [f"on {each.interface}, {_lease(each.seconds)}" for each in facts.held]
+    yield "address", "; ".join(places) or "not here"
     if facts.privileged:
         yield "rules", _rules(facts)
     if facts.foreign:
@@ -114,10 +115,6 @@ def _target(facts: Facts, report: Record) -> str:
         return f"{subject}, answers {health.check}{trip}, for {since}"
     problem = f": {health.problem}" if health.problem else ""
     return f"{subject}, does not answer {health.check} for {since}{problem}"
-
-
-def _address(facts: Facts) -> str:
-    return "; ".join(f"on {each.interface}, {_lease(each.seconds)}" for each in facts.held) or "not here"
 
 
 def _lease(seconds: int | None) -> str:
