@@ -121,7 +121,6 @@ def label(name: str) -> str:
 
 
 def _password(password: str | None, file: Path | None) -> str:
-    """Return the password from where it was given."""
     flag, file_flag = label("password"), label("password_file")
     if password is not None and file is not None:
         raise SettingsError(f"{flag} and {file_flag} are both given: leave one of them out")
@@ -160,7 +159,6 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is wrong with the addresses."""
     vip, target = values.get("vip"), values.get("target")
     for name, address in (("vip", vip), ("target", target)):
         if kind := next((kind for kind, network in _UNUSABLE.items() if address and address in network), None):

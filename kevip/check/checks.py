@@ -69,7 +69,6 @@ def _attempt(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
-    """Yield what the start looks at."""
     place = fitness.placement
     yield from _told(fitness, "programs", ", ".join(PACKAGES))
     yield from _told(fitness, "capabilities", ", ".join(kernel.CAPABILITIES))
@@ -123,7 +122,6 @@ def _rules(config: Config, fitness: Fitness, backend: Backend) -> Iterator[Findi
 
 
 def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...]) -> Iterator[Finding]:
-    """Yield what is on the way to TARGET."""
     way = route.require(address)
     out = next((each.mtu for each in interfaces if each.name == way.interface), here.mtu)
     yield traffic.route(address, way)

@@ -34,14 +34,13 @@ _EVENTS: dict[What, tuple[str, str, Callable[[Note, Record], dict[str, object]]]
 }  # fmt: skip
 
 Refresh = Callable[[Record], None]  # brings up to date what only the daemon knows
+Clock = Callable[[], float]  # the one of the record's times
 
 
 class Reporter:
-    """Tells what the record says, at each change of role, and whenever ``write`` is called; ``clock`` is its clock."""
+    """Tells what the record says, at each change of role, and whenever ``write`` is called."""
 
-    def __init__(
-        self, record: Record, state: StateFile, refresh: Refresh, clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, record: Record, state: StateFile, refresh: Refresh, clock: Clock = monotonic) -> None:
         self.record = record
         self.log: Any = logger(vip=str(record.vip))
         self._state, self._refresh, self._clock = state, refresh, clock

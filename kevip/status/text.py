@@ -79,7 +79,6 @@ def _conclusion(line: str) -> str:
 
 
 def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Yield what is known, each with its label."""
     report = facts.report
     if report:
         yield "role", _role(facts, report)
