@@ -109,6 +109,11 @@ class Look:
         rules = {name: tuple(rules[vip]) for name, rules in self._rules.items() if vip in rules}
         parts = {rule.part for rule in chain.from_iterable(rules.values())}
         connections, wrong = None, 0
+        held = tuple(
+            Held(interface=name, prefix=each.ip.network.prefixlen, seconds=each.valid if each.is_lease(vip) else None)
+            for name, each in self._addresses
+            if each.ip.ip == vip
+        )
         if self._privileged:
             with suppress(KevipError):
                 connections = conntrack.count(vip)
@@ -121,13 +126,7 @@ class Look:
             running=vip in self._running,
             report=report,
             link=interface.link_problem(self._interfaces, report.interface) if report else "",
-            held=tuple(
-                Held(
-                    interface=name, prefix=each.ip.network.prefixlen, seconds=each.valid if each.is_lease(vip) else None
-                )
-                for name, each in self._addresses
-                if each.ip.ip == vip
-            ),
+            held=held,
             rules=rules,
             connections=connections,
             wrong=wrong,
