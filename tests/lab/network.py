@@ -20,7 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -314,7 +314,8 @@ class Network:
 
 def _end(space: Namespace) -> None:
     for pid in space.pids():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGKILL)
     eventually(lambda: not space.pids(), what=f"processes of {space.name} end")
     space.remove()
 

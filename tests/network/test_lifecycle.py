@@ -445,7 +445,7 @@ def test_starts_with_all_standard_files_closed(network: Network, tmp_path: Path)
 def test_a_hook_killed_while_it_waits_does_not_mislead_the_next(network: Network, start: Start, tmp_path: Path) -> None:
     """Nor does the end of ucarp in the middle of a takeover end the daemon."""
     wrapper = tmp_path / "iptables-nft-restore"
-    wrapper.write_text('#!/bin/sh\nsleep 1\nexec /usr/sbin/${0##*/} "$@"\n')
+    wrapper.write_text('#!/bin/sh\nsleep 2\nexec /usr/sbin/${0##*/} "$@"\n')
     wrapper.chmod(0o755)
     replica = start(network.nodes[0], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).ready()
     [hook] = eventually(lambda: replica.children("vip-up"), what="the hook runs")
