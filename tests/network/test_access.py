@@ -77,19 +77,22 @@ def test_only_listed_ports_are_proxied_and_the_rest_is_refused(guarded: Network,
         assert together(*(partial(tcp_and_udp, host, SSHD) for host in hosts)) == [("refused", "refused")] * 4
 
 
-def test_a_range_of_ports_is_proxied(guarded: Network, start: Start) -> None:
-    start(guarded.nodes[0], port=f"{PORT}-{OTHER},{PORT}-{OTHER}/udp").master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_a_range_of_ports_is_proxied(guarded: Network, start: Start, dataplane: str) -> None:
+    start(guarded.nodes[0], dataplane=dataplane, port=f"{PORT}-{OTHER},{PORT}-{OTHER}/udp").master()
     assert (tcp_and_udp(guarded.client), tcp_and_udp(guarded.client, OTHER)) == ((VIP, VIP), (VIP, VIP))
     assert tcp_and_udp(guarded.client, SSHD) == ("refused", "refused")
 
 
-def test_both_limits_hold_together(guarded: Network, start: Start) -> None:
-    start(guarded.nodes[0], port=str(PORT), allow_from=f"{FAR_CLIENT}/32").master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_both_limits_hold_together(guarded: Network, start: Start, dataplane: str) -> None:
+    start(guarded.nodes[0], dataplane=dataplane, port=str(PORT), allow_from=f"{FAR_CLIENT}/32").master()
     assert (tcp_and_udp(guarded.far_client), tcp_and_udp(guarded.client)) == ((VIP, "refused"), ("dropped", "dropped"))
 
 
-def test_what_the_node_serves_on_its_own_address_is_not_touched(guarded: Network, start: Start) -> None:
-    start(guarded.nodes[0], port=str(PORT), allow_from=f"{FAR_CLIENT}/32").master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_what_the_node_serves_on_its_own_address_is_not_touched(guarded: Network, start: Start, dataplane: str) -> None:
+    start(guarded.nodes[0], dataplane=dataplane, port=str(PORT), allow_from=f"{FAR_CLIENT}/32").master()
     assert tcp_source(guarded.client, f"{LAN}.11", SSHD) == CLIENT
 
 

@@ -47,10 +47,11 @@ def test_a_stop_leaves_the_host_as_it_was(
     assert not replica.run_dir.exists()
 
 
-def test_a_backup_stops_as_cleanly(network: Network, start: Start) -> None:
-    start(network.nodes[1], advskew=1).master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_a_backup_stops_as_cleanly(network: Network, start: Start, dataplane: str) -> None:
+    start(network.nodes[1], dataplane=dataplane, advskew=1).master()
     before = whole_state(network.nodes[0])
-    assert start(network.nodes[0], advskew=9).ready().stop()[0] == 0
+    assert start(network.nodes[0], dataplane=dataplane, advskew=9).ready().stop()[0] == 0
     assert whole_state(network.nodes[0]) == before
 
 
@@ -61,12 +62,13 @@ def test_a_hangup_does_not_end_the_daemon(network: Network, start: Start) -> Non
     assert tcp_source(network.client, VIP) == VIP
 
 
-def test_ten_starts_and_stops_leave_no_trace(network: Network, start: Start) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_ten_starts_and_stops_leave_no_trace(network: Network, start: Start, dataplane: str) -> None:
     node = network.nodes[0]
     add_foreign(node)
     before = whole_state(node)
     for number in range(10):
-        replica = start(node)
+        replica = start(node, dataplane=dataplane)
         if number % 2:
             replica.ready()
         else:
@@ -75,10 +77,11 @@ def test_ten_starts_and_stops_leave_no_trace(network: Network, start: Start) -> 
         assert whole_state(node) == before
 
 
-def test_a_stop_during_the_takeover_leaves_no_trace(network: Network, start: Start) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_a_stop_during_the_takeover_leaves_no_trace(network: Network, start: Start, dataplane: str) -> None:
     node = network.nodes[0]
     before = whole_state(node)
-    replica = start(node)
+    replica = start(node, dataplane=dataplane)
     replica.logged("election.master")
     assert replica.stop()[0] == 0
     assert whole_state(node) == before

@@ -39,15 +39,17 @@ def test_a_vip_outside_all_subnets_belongs_where_the_settings_say(network: Netwo
     assert (tcp_source(network.client, vip), tcp_source(network.far_client, vip)) == (vip, vip)
 
 
-def test_icmp_is_answered_by_the_target_not_by_the_master(network: Network, start: Start) -> None:
-    start(network.nodes[0]).master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_icmp_is_answered_by_the_target_not_by_the_master(network: Network, start: Start, dataplane: str) -> None:
+    start(network.nodes[0], dataplane=dataplane).master()
     network.target.sysctl("net.ipv4.icmp_echo_ignore_all", "1")
     assert not pings(network.client, VIP)
 
 
-def test_other_traffic_keeps_its_source(network: Network, start: Start) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_other_traffic_keeps_its_source(network: Network, start: Start, dataplane: str) -> None:
     """The host's own connections to the target, and what the host routes for others, are not touched."""
-    start(network.nodes[0]).master()
+    start(network.nodes[0], dataplane=dataplane).master()
     network.client.run("ip", "route", "add", TARGET, "via", f"{LAN}.11")
     assert tcp_source(network.nodes[0], TARGET) == f"{LAN}.11"
     assert tcp_source(network.client, TARGET) == CLIENT
@@ -71,17 +73,21 @@ def test_a_masquerade_that_was_there_first_does_not_take_the_source(
         assert (tcp_source(host, VIP), udp_source(host, VIP)) == (VIP, VIP)
 
 
-def test_two_vips_for_one_target_on_one_host_are_each_their_own_source(network: Network, start: Start) -> None:
-    start(network.nodes[0]).master()
-    start(network.nodes[0], vip=VIP2).master()
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_two_vips_for_one_target_on_one_host_are_each_their_own_source(
+    network: Network, start: Start, dataplane: str
+) -> None:
+    start(network.nodes[0], dataplane=dataplane).master()
+    start(network.nodes[0], dataplane=dataplane, vip=VIP2).master()
     for host in (network.client, network.far_client, network.nodes[0]):
         for vip in (VIP, VIP2):
             assert (tcp_source(host, vip), udp_source(host, vip)) == (vip, vip)
 
 
-def test_global_masquerade_gives_the_target_the_masters_address(network: Network, start: Start) -> None:
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_global_masquerade_gives_the_target_the_masters_address(network: Network, start: Start, dataplane: str) -> None:
     """And all other traffic that leaves the host, too."""
-    start(network.nodes[0], global_masquerade=True).master()
+    start(network.nodes[0], dataplane=dataplane, global_masquerade=True).master()
     network.client.run("ip", "route", "add", TARGET, "via", f"{LAN}.11")
     assert tcp_source(network.client, VIP) == f"{LAN}.11"
     assert udp_source(network.far_client, VIP) == f"{LAN}.11"
