@@ -14,7 +14,8 @@ from time import monotonic
 
 from kevip.check.finding import Finding, failed, ok, warning
 from kevip.election.adverts import Adverts
-from kevip.election.carp import BadAdvertError, Group, Interval, keeps_backup, signed_for
+from kevip.election.carp import Group, Interval, keeps_backup, signed_for
+from kevip.election.packet import BadAdvertError
 from kevip.host.arp import Neighbours
 from kevip.host.wire import Wire
 

@@ -8,7 +8,8 @@ from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 from random import SystemRandom
 
-from kevip.election.carp import GROUP, PROTOCOL, Advert, BadAdvertError, Group, Interval, build, parse
+from kevip.election.carp import Advert, Group, Interval, build, parse
+from kevip.election.packet import GROUP, PROTOCOL, BadAdvertError
 from kevip.host import wire
 from kevip.host.wire import Wire
 

@@ -11,8 +11,9 @@ from math import inf
 
 from kevip.core.messages import Heard, Says
 from kevip.election.adverts import Adverts
-from kevip.election.carp import MOST_BASE, Advert, BadAdvertError, Farewell, Group, Interval, farewell, keeps_backup
+from kevip.election.carp import MOST_BASE, Advert, Farewell, Group, Interval, farewell, keeps_backup
 from kevip.election.engine import Tell, Teller
+from kevip.election.packet import BadAdvertError
 from kevip.election.ucarp import Candidacy, key
 from kevip.host.interface import Placement
 from kevip.loop import Loop

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from kevip.config import Endpoint
 from kevip.core.messages import Role
 from kevip.dataplane.ruleset import Kind
-from kevip.election.carp import FLAWS
+from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
 from kevip.log import logger
 from kevip.status.observe import Facts, Look

@@ -11,7 +11,8 @@ from lab.network import CLIENT, VIP, Namespace, Network, eventually
 from lab.traffic import send_frame
 
 from kevip.election.adverts import Adverts
-from kevip.election.carp import Advert, BadAdvertError, Group, Interval, build
+from kevip.election.carp import Advert, Group, Interval, build
+from kevip.election.packet import BadAdvertError
 
 GROUP = Group(vhid=100, vip=IPv4Address(VIP), key=b"key")
 TO_ALL = bytes.fromhex("01005e000012")

@@ -7,7 +7,8 @@ from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING
 
-from kevip.election.carp import PROTOCOL, Advert, BadAdvertError, Group, Interval, build, parse
+from kevip.election.carp import Advert, Group, Interval, build, parse
+from kevip.election.packet import PROTOCOL, BadAdvertError
 from kevip.election.ucarp import Candidacy, Hook, Request, key
 from kevip.host import arp
 from kevip.host.wire import BROADCAST
