@@ -32,7 +32,7 @@ class BadAdvertError(KevipError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an IPv4 header says: ``start`` is where the payload begins, ``length`` that of the packet by its own word."""
+    """What an IPv4 header says: ``start`` is where the payload begins, ``length`` that of the packet by its word."""
 
     source: IPv4Address
     target: IPv4Address

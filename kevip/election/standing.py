@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from kevip.core.instance import LOOK_AGAIN, TICK
+from kevip.core.instance import LOOK_AGAIN
 from kevip.core.messages import Demoted, Elected, Ended, Reason
 from kevip.core.states import Traits
+from kevip.election.care import Care
 from kevip.election.carp import MOST_SKEW, UNFIT, Interval
+from kevip.election.child import hint_at_end
 from kevip.election.engine import Tell, Teller
 from kevip.election.segment import LATE, Segment
 from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
@@ -24,82 +26,6 @@ from kevip.loop import Loop
 # Seconds to wait for a peer to take over, where one was heard before, and where none was: backups are silent. That is
 # what a goodbye takes, with and without its first stages, until a backup has acted on it whose ucarp is late.
 FAREWELL, FAREWELL_ALONE = 3.5, 2.5
-GLANCE = 0.25  # seconds between looks at whether adverts go out
-
-
-class _Care:
-    """Looks after a ucarp that runs, and has it ended where it is of no use."""
-
-    def __init__(self, child: Ucarp, engine: "UcarpEngine") -> None:
-        self._child, self._engine = child, engine
-        self._loop, self._log, self._segment = engine.loop, engine.teller.log, engine.segment
-        self._is_guarded = True
-        self._loop.watch(child.watchdog, self._on_watchdog)
-        self._loop.after(TICK, self._look_after)
-        if self._segment.advertised is not None:
-            self.expect_adverts()
-
-    def end(self) -> None:
-        """Look after it no more."""
-        if self._is_guarded:
-            self._loop.forget(self._child.watchdog)
-        self._loop.cancel(self._look_after, self._glance)
-
-    def expect_adverts(self) -> None:
-        """See to it that a master advertises."""
-        self._loop.after(GLANCE, self._glance)
-
-    def _on_watchdog(self) -> None:
-        """Replace a watchdog that was killed: a daemon that hangs would keep ucarp advertising."""
-        self._loop.forget(self._child.watchdog)
-        try:
-            self._child.guard_anew()
-        except (KevipError, OSError) as error:
-            self._is_guarded = False
-            self._log.error("ucarp.unguarded", error=str(error), hint="ucarp is ended, and started anew")
-            self._engine.end()
-            return
-        self._log.warning("watchdog.replaced", hint="it was killed: see dmesg for memory that ran out")
-        self._loop.watch(self._child.watchdog, self._on_watchdog)
-
-    def _look_after(self) -> None:
-        """End a ucarp that is of no use where it is, to have it started anew."""
-        self._loop.after(TICK, self._look_after)
-        child, place, is_master = self._child, self._segment.place, self._segment.advertised is not None
-        if not place or child.killed:
-            return
-        if not is_master and child.is_frozen():
-            self._log.error("ucarp.frozen", hint=f"ucarp ({child.pid}) was stopped: it is ended")
-            self._engine.end()
-        elif not interface.is_running(place.interface):
-            if not is_master:  # it would sleep for 10 s at a time, as a backup
-                self._engine.end(Reason.UNLINKED)
-        elif self._has_moved(place):
-            self._log.warning("ucarp.moved", was=str(place.source), hint="the address of this host has changed")
-            self._engine.end(Reason.MOVED)
-        else:
-            self._engine.rerank_if_settled()
-
-    def _has_moved(self, place: Placement) -> bool:
-        """Whether another address is this host's source now: ucarp would take adverts from the old one for its own."""
-        if interface.first_address(place.interface) == place.source:
-            return False
-        try:
-            return self._engine.locate() != place
-        except KevipError:
-            return False  # it has none just now: if that stays, peers hear no more of it
-
-    def _glance(self) -> None:
-        """End a ucarp that is master and does not advertise any more: a peer takes over soon anyway."""
-        self._segment.hear_own()
-        if self._segment.advertised is None:
-            return
-        if self._loop.now() - self._segment.advertised > self._segment.own.seconds + LATE:
-            hint = f"ucarp ({self._child.pid}) does not advertise: it is ended"
-            self._log.error("election.silent", hint=hint)
-            self._engine.end()
-        else:
-            self.expect_adverts()
 
 
 class UcarpEngine:
@@ -118,6 +44,8 @@ class UcarpEngine:
             lateness=LATE,
             farewell=FAREWELL,
             farewell_alone=FAREWELL_ALONE,
+            waits=True,
+            reranks=False,
         )
         self._child: Ucarp | None = None
         self._run, self._fit, self._anew = 0, True, False
@@ -154,7 +82,12 @@ class UcarpEngine:
         self.loop.watch(child.channel, partial(self._on_hooks, child))
         self.loop.watch(child.stderr, partial(self._on_lines, child))
         self.loop.watch(child.pidfd, partial(self._on_exit, child))
-        self._care = _Care(child, self)
+        self._care = Care(child, self)
+
+    @property
+    def silence(self) -> float:
+        """See ``Cared``."""
+        return self.segment.own.seconds + LATE
 
     # What the core asks for
 
@@ -277,13 +210,8 @@ class UcarpEngine:
         self._child = self.segment.advertised = None
         self.segment.end_bridge()
         if not child.killed:
-            self._log.error("ucarp.exited", status=status, hint=_hint_at_end(status))
+            self._log.error(
+                "ucarp.exited", status=status, hint=hint_at_end(status) or "it said why in ucarp.message, if it knew"
+            )
         unlinked = self._ends is Reason.ENGINE and not self._is_running()
         self._tell(Ended(self._run, Reason.UNLINKED if unlinked else self._ends))
-
-
-def _hint_at_end(status: int) -> str:
-    """Say what an exit status, or a signal that is negative, tells of a ucarp that was not ended by kevip."""
-    if status < 0:
-        return f"ended by signal {-status}: by the watchdog if kevip stalled, else see dmesg for memory that ran out"
-    return "it said why in ucarp.message, if it knew"

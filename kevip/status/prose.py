@@ -19,5 +19,5 @@ PROSE = {
     Reason.ENGINE: "ucarp ended or does not advertise",
     Reason.UNFIT: "this host cannot serve",
     Reason.TARGET: "TARGET does not answer, or does again",
-    Reason.KEPT: "no peer that reaches TARGET took over",
+    Reason.KEPT: "nobody that should have it took over",
 }

@@ -30,7 +30,7 @@ _EVENTS: dict[What, tuple[str, str, Callable[[Note, Record], dict[str, object]]]
         "seconds": round(note.seconds, 3), "hint": "no peer took over: nobody holds the VIP now",
     }),
     What.KEPT: ("warning", "handover.declined", lambda _, __: {
-        "hint": "no peer that reaches TARGET took over: the VIP stays here",
+        "hint": "nobody that should have it took over: the VIP stays here",
     }),
     What.RETRY: ("error", "ucarp.ended", lambda note, _: {"retry_seconds": note.seconds}),
     What.BROKEN: ("error", "core.broken", lambda note, _: {"error": note.detail}),

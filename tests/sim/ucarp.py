@@ -35,6 +35,8 @@ _MULTICAST_MAC, _CARP_MAC = bytes.fromhex("01005e000012"), bytes.fromhex("00005e
 class Ucarp:
     """A ucarp child of a host's daemon, from fork to close, with its watchdog."""
 
+    program = "ucarp"
+
     def __init__(self, host: "Host", candidacy: Candidacy) -> None:
         self._host, self._world = host, host.world
         self.pid = host.pid()
