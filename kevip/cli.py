@@ -18,11 +18,13 @@ from kevip.check.finding import Verdict
 from kevip.config import (
     RANGES,
     RUN_DIR,
+    EngineName,
     Malformed,
     label,
     load,
     parse_boolean,
     parse_endpoint,
+    parse_interval,
     parse_ipv4,
     parse_networks,
     parse_number,
@@ -150,18 +152,35 @@ _SETTINGS = (
     _setting("--check-interval", _number("check_interval"), "Seconds between questions.", show_default="5"),
     _setting("--check-fall", _number("check_fall"), "Failures in a row after which TARGET is down.", show_default="3"),
     _setting("--check-rise", _number("check_rise"), "Successes in a row after which it is up again.", show_default="2"),
-    _setting("--vip-id", _number("vip_id"), "The CARP group of this VIP on its network.", show_default="last octet"),
+    _setting(
+        "--vip-id", _number("vip_id"), "The CARP or VRRP group of this VIP on its network.", show_default="last octet"
+    ),
     _setting(
         "--interface",
         _TEXT,
         "The network interface that the VIP belongs on.",
         show_default="the one whose subnet holds the VIP",
     ),
-    _setting("--advbase", _number("advbase"), "Seconds between adverts of the master.", show_default="1"),
+    _setting(
+        "--engine",
+        _choice(get_args(EngineName)),
+        "What elects, the same on all hosts: ucarp (CARP), or keepalived (VRRP), sooner after a crash.",
+        show_default="ucarp",
+    ),
+    _setting(
+        "--advert-interval",
+        _Parsed("seconds", parse_interval),
+        "Seconds between adverts of the master: whole ones with ucarp, 0.02-40 with keepalived.",
+        show_default="1; with keepalived 0.1",
+    ),
+    _setting(
+        "--priority", _number("priority"), "Among replicas with keepalived, the highest wins.", show_default="random"
+    ),
+    _setting("--advbase", _number("advbase"), "An older name of --advert-interval, with ucarp.", show_default="1"),
     _setting(
         "--advskew",
         _number("advskew"),
-        "1/256 s added to that: among replicas, the lowest wins.",
+        "1/256 s added to that: among replicas with ucarp, the lowest wins.",
         show_default="random, 1-25",
     ),
     _setting(
@@ -173,14 +192,14 @@ _SETTINGS = (
     _setting(
         "--preempt/--no-preempt",
         _Switch(),
-        "Take over from a living master with a higher skew.",
+        "Take over from a living master with a higher skew, or a lower priority.",
         default=False,
         show_default="off",
     ),
     _setting(
         "--broadcast/--no-broadcast",
         _Switch(),
-        "Advertise by broadcast, where switches drop multicast.",
+        "Advertise by broadcast (with ucarp), where switches drop multicast.",
         default=False,
         show_default="off",
     ),
@@ -233,8 +252,9 @@ def _settings(function: _Function) -> _Function:
 def cli(ctx: click.Context, /, **given: Any) -> None:
     """Hold a virtual IP together with other hosts of this network, and proxy its traffic to TARGET.
 
-    Run it with the same settings on two or three hosts. They elect a master over CARP (ucarp); the master holds
-    the VIP and sends all of its traffic to TARGET, which sees the VIP as the source. If it dies, another takes over.
+    Run it with the same settings on two or three hosts. They elect a master over CARP (ucarp) or VRRP
+    (keepalived); the master holds the VIP and sends all of its traffic to TARGET, which sees the VIP as the source. If
+    it dies, another takes over.
     """
     if ctx.invoked_subcommand:
         _refuse_early_flags(ctx)

@@ -10,12 +10,13 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from itertools import chain
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, Literal
 
 from kevip import log
 from kevip.dataplane.rules import Ports
 from kevip.dataplane.select import Dataplane
 from kevip.election.carp import UNFIT
+from kevip.election.vrrpd import MOST_DEAD, RANKS
 from kevip.errors import SettingsError
 from kevip.health.ask import Check
 
@@ -30,6 +31,7 @@ RANGES = {
     "advbase": (1, 255),
     "advskew": (0, 254),
     "dead_ratio": (1, 255),
+    "priority": RANKS,
     "check_interval": (1, 3600),
     "check_fall": (1, 100),
     "check_rise": (1, 100),
@@ -39,6 +41,17 @@ RANGES = {
 _PROXYING = ("target", "global_masquerade", "allow_from", "ports")
 """The settings that say how to proxy, and mean nothing where the VIP is only held."""
 
+
+EngineName = Literal["ucarp", "keepalived"]
+
+_OF_ENGINE = {
+    "ucarp": {"priority": "advskew"},
+    "keepalived": {"advbase": "advert_interval", "advskew": "priority", "broadcast": ""},
+}
+"""The settings that mean nothing to an engine, and those that say the same to it, if there are any."""
+
+INTERVALS = 0.02, 40.0
+"""The shortest and the longest interval of keepalived, in seconds."""
 
 _LONGEST_FILE = 65536
 RUN_DIR = Path("/run/kevip")
@@ -67,6 +80,7 @@ class Config:
     """One VIP and how to serve it; raises SettingsError with every problem when built from values that do not fit.
 
     ``advbase`` is in seconds, ``advskew`` in 1/256 of a second, ``dead_ratio`` in adverts missed (ucarp(8)).
+    ``advert_interval``, in seconds, and ``priority`` are keepalived's; None leaves them to kevip.
     ``check_interval`` is in seconds, ``check_fall`` and ``check_rise`` in results in a row.
     """
 
@@ -83,6 +97,9 @@ class Config:
     global_masquerade: bool = False
     vip_id: int = 0
     interface: str | None = None
+    engine: EngineName = "ucarp"
+    advert_interval: float | None = None
+    priority: int | None = None
     advbase: int = 1
     advskew: int = field(default_factory=random_advskew)
     dead_ratio: int = 3
@@ -124,10 +141,30 @@ def load(given: Mapping[str, Any]) -> Config:
         if "dataplane" in values:
             problems.append(f"{label('iptables')} is an older name of {label('dataplane')}: leave one of them out")
         values["dataplane"] = older if older == "auto" else f"iptables-{older}"
+    problems += _timed(values)
     problems += _problems(values)
     if problems:
         raise SettingsError(*problems)
     return Config(**values)
+
+
+def _timed(values: dict[str, Any]) -> Iterator[str]:
+    """Say what means nothing to the engine, and give ucarp its interval by its older name."""
+    engine = values.get("engine", "ucarp")
+    for name, other in _OF_ENGINE[engine].items():
+        if name in values and values[name] is not False:
+            hint = f"use {label(other)}" if other else "leave it out"
+            yield f"{label(name)} means nothing with {label('engine')} {engine}: {hint}"
+    if engine == "keepalived":
+        if values.get("dead_ratio", 0) > MOST_DEAD:
+            yield f"{label('dead_ratio')}: with {label('engine')} {engine}, {MOST_DEAD} is the most"
+    elif (interval := values.pop("advert_interval", None)) is not None:
+        if "advbase" in values:
+            yield f"{label('advbase')} is an older name of {label('advert_interval')}: leave one of them out"
+        if interval == int(interval):
+            values["advbase"] = int(interval)
+        else:
+            yield f"{label('advert_interval')}: {interval:g} is no whole number of seconds, as ucarp wants it"
 
 
 def label(name: str) -> str:
@@ -173,7 +210,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('vip')} and {label('target')} are both {vip}: the VIP must be an address of its own"
     if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
-    yield from chain(_held_and_proxied(values), _skewed_and_checked(values))
+    yield from chain(_held_and_proxied(values), _skewed_and_checked(values), _paced(values))
     if values.get("password") == "":
         yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
@@ -200,6 +237,13 @@ def _skewed_and_checked(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what contradicts a check, which adds to the skew of a host that should come last."""
     if values.get("check") and (skew := values.get("advskew") or 0) >= UNFIT:
         yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
+
+
+def _paced(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say how an interval does not fit keepalived."""
+    interval, (shortest, longest) = values.get("advert_interval"), INTERVALS
+    if interval is not None and not shortest <= interval <= longest:
+        yield f"{label('advert_interval')}: {interval:g} is not from {shortest:g} to {longest:g} seconds"
 
 
 def _unusable(address: IPv4Address) -> str | None:
@@ -271,6 +315,13 @@ def parse_number(name: str) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_interval(text: str) -> float:
+    """Parse seconds, and hundredths of one; raises ValueError."""
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,2})?", text):
+        raise ValueError(f"{text!r} is no number of seconds with two decimals at most, such as 0.1")
+    return float(text)
 
 
 def parse_endpoint(text: str) -> Endpoint:

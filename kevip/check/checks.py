@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from kevip.check import election, rules, target, traffic
 from kevip.check.finding import Finding, failed, ok, warning
-from kevip.check.preflight import PACKAGES, Fitness, examine
+from kevip.check.preflight import Fitness, examine, packages
 from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
@@ -99,7 +99,7 @@ def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
     """Yield what the start looks at."""
     place, proxies = fitness.placement, fitness.placement and config.target
     forwards = "on" if fitness.forwards else "off: kevip switches it on"
-    yield from _told(fitness, "programs", ok("programs", ", ".join(PACKAGES)))
+    yield from _told(fitness, "programs", ok("programs", ", ".join(packages(config))))
     yield from _told(fitness, "capabilities", ok("capabilities", ", ".join(kernel.CAPABILITIES)))
     problem = StateFile(config.run_dir, config.vip).problem()
     yield failed("run dir", problem) if problem else ok("run dir", str(config.run_dir))

@@ -13,7 +13,7 @@ from itertools import chain
 from time import monotonic
 
 from kevip.check.finding import Finding, failed, ok, warning
-from kevip.election.adverts import Adverts
+from kevip.election.adverts import CarpAdverts
 from kevip.election.carp import Group, Interval, keeps_backup, signed_for
 from kevip.election.packet import BadAdvertError
 from kevip.host.arp import Neighbours
@@ -71,7 +71,7 @@ class Listener:
         self._subnets = [subnet for subnet in subnets if subnet.num_addresses <= _SUBNET]
         self._vip = Neighbours(interface, group.vip)
         self._senders: dict[IPv4Address, Neighbours] = {}
-        self._adverts = Adverts(interface, source, group)
+        self._adverts = CarpAdverts(interface, source, group)
         self._heard = Heard(seconds=0, source=source)
 
     def listen(self, seconds: float) -> Heard:

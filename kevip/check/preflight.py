@@ -14,13 +14,12 @@ from kevip.host import command, interface, kernel, kubernetes
 _Found = TypeVar("_Found")
 
 PACKAGES = {
-    "ucarp": "ucarp",
     "ip": "iproute2",
     "conntrack": "conntrack",
     "setpriv": "util-linux",
     "bash": "bash",
 }
-"""The programs that kevip runs, and the Debian packages that they come in."""
+"""The programs that kevip runs besides its engine, and the Debian packages that they come in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +63,11 @@ class Fitness:
             self.problems.setdefault(about, []).extend(problems)
 
 
+def packages(config: Config) -> dict[str, str]:
+    """Return the programs that kevip runs with these settings, and the Debian packages that they come in."""
+    return {config.engine: config.engine, **PACKAGES}
+
+
 def preflight(config: Config) -> Host:
     """Check this host; raises HostError with every problem found."""
     found = examine(config)
@@ -80,7 +84,7 @@ def examine(config: Config) -> Fitness:
         "programs",
         *(
             f"{program} is not installed: apt-get install {package}"
-            for program, package in PACKAGES.items()
+            for program, package in packages(config).items()
             if not command.find(program)
         ),
     )

@@ -40,7 +40,7 @@ class UcarpEngine:
         self.goodbye, self.end_goodbye, self.yields = segment.goodbye, segment.end_goodbye, segment.yields
         self.traits = Traits(
             interval=segment.own.seconds,
-            patience=candidacy.advbase * candidacy.dead_ratio + candidacy.advskew / 256,
+            patience=candidacy.patience,
             lateness=LATE,
             farewell=FAREWELL,
             farewell_alone=FAREWELL_ALONE,
@@ -78,7 +78,7 @@ class UcarpEngine:
         )
         child = self._child = Ucarp(candidacy)
         self._ends = Reason.ENGINE
-        self.teller.count("ucarp_starts")
+        self.teller.count("engine_starts")
         self.loop.watch(child.channel, partial(self._on_hooks, child))
         self.loop.watch(child.stderr, partial(self._on_lines, child))
         self.loop.watch(child.pidfd, partial(self._on_exit, child))

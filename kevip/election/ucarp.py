@@ -52,6 +52,11 @@ class Candidacy:
     preempt: bool
     broadcast: bool
 
+    @property
+    def patience(self) -> float:
+        """The seconds after which it takes a silent master for dead."""
+        return self.advbase * self.dead_ratio + self.advskew / 256
+
 
 def argv(candidacy: Candidacy, *, password_fd: int) -> list[str]:
     """Return ucarp's command line. It holds no secret: the password is read from a file descriptor."""

@@ -16,7 +16,7 @@ PROSE = {
     Reason.LATE: "another one was elected first",
     Reason.FOLLOWED: "another one took over",
     Reason.NOBODY: "no other one took over",
-    Reason.ENGINE: "ucarp ended or does not advertise",
+    Reason.ENGINE: "what elects ended or does not advertise",
     Reason.UNFIT: "this host cannot serve",
     Reason.TARGET: "TARGET does not answer, or does again",
     Reason.KEPT: "nobody that should have it took over",

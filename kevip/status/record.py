@@ -79,7 +79,7 @@ class Record:
     peers: dict[IPv4Address, Moment] = field(default_factory=dict)
     repairs: Counter[str] = field(default_factory=Counter)
     bad_adverts: Counter[str] = field(default_factory=Counter)
-    ucarp_starts: int = 0
+    engine_starts: int = 0
     health: Health | None = None
     rules: dict[str, list[str]] = field(default_factory=dict)
     claims: dict[str, Moment] = field(default_factory=dict)

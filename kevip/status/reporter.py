@@ -32,7 +32,7 @@ _EVENTS: dict[What, tuple[str, str, Callable[[Note, Record], dict[str, object]]]
     What.KEPT: ("warning", "handover.declined", lambda _, __: {
         "hint": "nobody that should have it took over: the VIP stays here",
     }),
-    What.RETRY: ("error", "ucarp.ended", lambda note, _: {"retry_seconds": note.seconds}),
+    What.RETRY: ("error", "engine.ended", lambda note, _: {"retry_seconds": note.seconds}),
     What.BROKEN: ("error", "core.broken", lambda note, _: {"error": note.detail}),
 }  # fmt: skip
 """What the core has to tell, as events of the log: level, name, and what else is said."""
@@ -112,12 +112,12 @@ class Reporter:
         ready = ["READY=1"] if record.role in {Role.BACKUP, Role.MASTER} else []
         systemd.notify("WATCHDOG=1", f"STATUS={record.role}: {record.vip} on {record.interface}", *ready)
 
-    def count(self, what: Literal["bad_adverts", "ucarp_starts"], kind: str = "") -> None:
+    def count(self, what: Literal["bad_adverts", "engine_starts"], kind: str = "") -> None:
         """Count one more of what an engine sees."""
         if what == "bad_adverts":
             self.record.bad_adverts[kind] += 1
         else:
-            self.record.ucarp_starts += 1
+            self.record.engine_starts += 1
 
     def drifted(self, drifts: Sequence[tuple[str, str]]) -> None:
         """Tell what others changed, by kind, and that it was repaired."""

@@ -101,7 +101,8 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
         )
     if report.role is Role.INIT and facts.age(report.since) > JOINING:
         reason = PROSE[report.reason]
-        yield f"it takes no part in the election ({reason}): its log says why, at ucarp.* and takeover.failed"
+        log = "at ucarp.* or keepalived.*, and takeover.failed"
+        yield f"it takes no part in the election ({reason}): its log says why, {log}"
     if report.role is Role.BACKUP and (silence := _silence(facts, report)) > 2 * report.patience + JOINING:
         yield f"nobody advertises: no master was heard for {silence:.0f} s, yet this host stays backup: restart kevip"
 

@@ -276,8 +276,8 @@ def test_a_takeover_that_fails_is_undone_told_and_tried_again(network: Network, 
     broken = start(node, advskew=1, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert "exit status 4: no nat table" in broken.logged("takeover.failed")["error"]
     broken.logged("election.resigned")
-    assert broken.logged("ucarp.ended")["retry_seconds"] == 1
-    assert broken.logged("ucarp.ended", times=2)["retry_seconds"] == 2
+    assert broken.logged("engine.ended")["retry_seconds"] == 1
+    assert broken.logged("engine.ended", times=2)["retry_seconds"] == 2
     assert (node.rules()["iptables-nft"], node.addresses()) == before
     other = start(network.nodes[1], advskew=200).master()
     assert network.holders() == [other.node]
