@@ -32,6 +32,7 @@ RUN apt-get update \
         libtasn1-6 libunistring2 login logsave mount net-tools passwd sysvinit-utils tzdata \
     && dpkg --purge --force-depends --force-remove-essential debconf diffutils tar perl-base dpkg \
     && rm -rf /usr/lib/*/gconv /var/cache/* /var/lib/apt /var/lib/dpkg/info /var/log/* \
+        /usr/lib/*/perl /usr/share/perl /usr/share/mibs /usr/share/snmp \
     && find / -xdev -type f -perm /6000 -delete
 
 # One layer: what was removed takes no place.

@@ -23,6 +23,10 @@ from kevip.loop import Loop
 FOLLOWED = 2.5  # seconds that a master waits for its heir to serve, besides the interval until that advertises
 SILENT = 0.5  # seconds that an advert may be late
 ENDS = 3.0  # seconds after which a keepalived that was told to end is killed: as a rule it takes one
+# keepalived hears what the host's firewall lets through, kevip all: meanwhile, this host waits until nobody is heard.
+_DEAF = (
+    "keepalived does not hear it: iptables -I INPUT -p 112 -d 224.0.0.18 -j ACCEPT, or what does that in your firewall"
+)
 
 
 class KeepalivedEngine:
@@ -144,17 +148,27 @@ class KeepalivedEngine:
         for state in child.states()[-1:]:
             if child.killed or state is State.STOP:
                 continue
-            was, self._is_master = self._is_master, state is State.MASTER
-            self.rerank_if_settled()
-            if self._is_master:
-                self._log.info("election.master")
-                self.segment.serves, self.segment.advertised = True, self.loop.now()
-                self._care.expect_adverts()
-                self._tell(Elected(self._run))
+            if state is not State.MASTER:
+                self._be_backup()
+            elif master := self.segment.unheard():
+                self.teller.warn_once("election.deaf", None, master=str(master), hint=_DEAF)
+                self.end()
             else:
-                self._log.info("election.backup", **({"was": "master"} if was else {}))
-                self.segment.advertised = None
-                self._tell(Demoted(self._run))
+                self._be_master()
+
+    def _be_master(self) -> None:
+        self._log.info("election.master")
+        self._is_master = self.segment.serves = True
+        self.segment.advertised = self.loop.now()
+        self._care.expect_adverts()
+        self.rerank_if_settled()
+        self._tell(Elected(self._run))
+
+    def _be_backup(self) -> None:
+        self._log.info("election.backup")
+        self._is_master, self.segment.advertised = False, None
+        self.rerank_if_settled()
+        self._tell(Demoted(self._run))
 
     def _on_lines(self, child: Keepalived) -> None:
         for line in child.lines():

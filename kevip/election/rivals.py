@@ -21,11 +21,12 @@ from kevip.loop import Loop
 
 _MANY = 64  # hosts to remember, those heard last: an advert with a forged source passes for one
 _ASK = 0.05  # seconds between questions who has the VIP, at least
+_SURELY = 0.9  # of the time after which keepalived takes a master for dead: heard since, it cannot have done so
 _MAC = slice(6, 12)  # of the sender, in an Ethernet frame
 _HINTS = {
     "password": "its password is not ours: compare --password, --engine and --advert-interval on all replicas, or give "
     "this group another --vip-id",
-    "address": "its VIP is not ours: give one of the two groups another --vip-id",
+    "address": "another group uses our id for its VIP: give this group another --vip-id",
     "interval": "version 2 of VRRP wants the same on all: compare --advert-interval on all replicas",
     "version": "CARP, or another version of VRRP, with our id: compare --engine and --advert-interval on all replicas, "
     "or give this group another --vip-id",
@@ -37,21 +38,25 @@ _Sighting = tuple[str, Advert]  # the sender's MAC address, and what it said
 
 @dataclass(slots=True)
 class _Reign:
-    """Another host as master: since when it is silent no more, and whether it serves."""
+    """Another host as master: since when and until when it was heard; whether it serves, and is preferred to us."""
 
     mac: str
+    since: float
     last: float
+    interval: float
     serves: bool
+    preferred: bool = False
 
 
 class Rivals:
     """Tells Heard, of hosts that serve. ``advertised`` is when this host, as master, last did, else None.
 
-    ``serves`` says that this host does: then another one that advertises has to show it. ``priority`` is its own.
+    ``patience`` is how long keepalived waits for an advert of one that has our interval; ``priority`` is its own.
+    ``serves`` says that this host does: then another one that advertises has to show it.
     """
 
     def __init__(self, group: Group, patience: float, loop: Loop, teller: Teller, tell: Tell) -> None:
-        self._group, self._patience = group, patience
+        self._group, self._missed = group, patience / group.interval
         self._loop, self._teller, self._tell = loop, teller, tell
         self.advertised: float | None = None
         self.serves, self.priority = False, 0
@@ -102,13 +107,13 @@ class Rivals:
         if advert.priority == LEAVES:
             self._tell(Heard(advert.source, Says.LEAVES, at))
             return
-        if not reign or at - reign.last > self._patience:
-            reign = _Reign(mac, at, serves=not self.serves)
-        reign.mac, reign.last = mac, at
+        if not reign or at - reign.last > self._missed * reign.interval:
+            reign = _Reign(mac, at, at, advert.interval, serves=not self.serves)
+        reign.mac, reign.last, reign.interval = mac, at, advert.interval
+        reign.preferred = (advert.priority, advert.source) > (self.priority, here)
         self._reigns = dict([*self._reigns.items(), (advert.source, reign)][-_MANY:])
         if reign.serves:
-            preferred = (advert.priority, advert.source) > (self.priority, here)
-            self._tell(Heard(advert.source, Says.STAYS, at, preferred))
+            self._tell(Heard(advert.source, Says.STAYS, at, reign.preferred))
         else:
             self._ask()
 
@@ -125,6 +130,15 @@ class Rivals:
             if reign.mac in claims and not reign.serves:
                 reign.serves = True
                 self._tell(Heard(source, Says.STAYS, self._loop.now(), preferred=True))
+
+    def unheard(self) -> IPv4Address | None:
+        """Return a preferred master for which keepalived, that is elected now, must be deaf: it is heard here."""
+        now = self._loop.now()
+        for source, reign in self._reigns.items():
+            not_new = now - reign.since > reign.interval
+            if reign.preferred and not_new and now - reign.last < _SURELY * self._missed * reign.interval:
+                return source
+        return None
 
     def hear_own(self) -> None:
         """Take in that adverts of a master went out."""

@@ -229,11 +229,14 @@ class Keepalived(Child):
 
     def kill(self) -> None:
         """Have it say goodbye, and end; at once, if it was stopped, for then it hears no signal."""
-        self.end(signal.SIGKILL if self.is_frozen() else signal.SIGTERM)
-
-    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End parent and child, by a signal that takes effect at once."""
         self.killed = True
+        self._signal(signal.SIGKILL if self.is_frozen() else signal.SIGTERM)
+
+    def end(self) -> None:
+        """End parent and child at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
