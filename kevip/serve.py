@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
-from kevip.check.preflight import Host, locate, preflight
+from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy
 from kevip.config import Config, Endpoint
 from kevip.daemon import STOPS, Daemon
 from kevip.dataplane import conntrack
@@ -108,7 +108,7 @@ def _engine(candidacy: Candidacy, loop: Loop, reporter: Reporter, tell: Tell, fi
 
 
 def _candidacy(config: Config, host: Host) -> Candidacy:
-    return _vrrp(config, host) if config.engine == "keepalived" else _carp(config, host)
+    return vrrp_candidacy(config, host.placement) if config.engine == "keepalived" else _carp(config, host)
 
 
 def _carp(config: Config, host: Host) -> ucarp.Candidacy:
@@ -123,23 +123,6 @@ def _carp(config: Config, host: Host) -> ucarp.Candidacy:
         dead_ratio=config.dead_ratio,
         preempt=config.preempt,
         broadcast=config.broadcast,
-    )
-
-
-def _vrrp(config: Config, host: Host) -> vrrpd.Candidacy:
-    realtime = kernel.has_optional(vrrpd.REALTIME_NEEDS)
-    return vrrpd.Candidacy(
-        vip=config.vip,
-        vip_id=config.vip_id,
-        interface=host.placement.interface,
-        source=host.placement.source,
-        password=config.password,
-        interval=config.advert_interval or vrrpd.default_interval(realtime=realtime),
-        priority=config.priority or vrrpd.random_priority(),
-        dead_ratio=config.dead_ratio,
-        preempt=config.preempt,
-        realtime=realtime,
-        run_dir=config.run_dir,
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from ipaddress import IPv4Address
 
-from kevip.check import election, rules, target, traffic
+from kevip.check import election, rules, target, traffic, vrrp
 from kevip.check.finding import Finding, failed, ok, warning
-from kevip.check.preflight import Fitness, examine, packages
+from kevip.check.preflight import Fitness, examine, packages, vrrp_candidacy
 from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
@@ -14,15 +14,19 @@ from kevip.dataplane.lease import leases
 from kevip.dataplane.select import installed
 from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
+from kevip.election.vrrpd import default_interval
 from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask
 from kevip.host import kernel, lock, nfnetlink, route
-from kevip.host.interface import Interface
+from kevip.host.interface import Interface, Placement
 from kevip.status.runfile import StateFile
 
 PING = Check(kind="icmp")
 _PATIENCE = 2.0
 """Seconds for TARGET to answer."""
+
+_SHORTEST = 2.0
+"""Seconds to listen at least: ARP has to be asked and answered too."""
 
 _LONGEST = 60.0
 """Seconds to listen at most, if nobody says for how long."""
@@ -30,7 +34,10 @@ _LONGEST = 60.0
 
 def listening_time(config: Config) -> float:
     """Return the seconds after which a silent group has no master: its adverts missed, and one more."""
-    return min((config.dead_ratio + 1) * config.advbase, _LONGEST)
+    interval = (
+        config.advbase if config.engine == "ucarp" else config.advert_interval or default_interval(realtime=False)
+    )
+    return min(max((config.dead_ratio + 1) * interval, _SHORTEST), _LONGEST)
 
 
 def diagnose(config: Config, seconds: float) -> Iterator[Finding]:
@@ -135,9 +142,14 @@ def _kevip(vip: IPv4Address, interfaces: tuple[Interface, ...], saved: Mapping[s
 
 
 def _election(config: Config, here: Interface, source: IPv4Address, seconds: float) -> Iterator[Finding]:
+    place = Placement(interface=here.name, source=source)
+    if config.engine == "keepalived":
+        candidacy = vrrp_candidacy(config, place)
+        yield from vrrp.standing(candidacy)
+        yield from vrrp.judge(vrrp.VrrpListener(place, candidacy.group()).listen(seconds), candidacy.group())
+        return
     group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
-    subnets = [each.ip.network for each in here.addresses]
-    heard = election.Listener(here.name, source, group, subnets).listen(seconds)
+    heard = election.CarpListener(place, group, [each.ip.network for each in here.addresses]).listen(seconds)
     yield from election.judge(heard, group, Interval(config.advbase, config.advskew), config.dead_ratio)
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from kevip.config import Config
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.select import save_all, select
+from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
 
@@ -155,3 +156,21 @@ def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> 
     """Find where the VIP belongs among these interfaces, or those of this host now; raises HostError, CommandError."""
     shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
     return interface.place(interfaces or interface.listing(), config.vip, config.interface, shared=shared)
+
+
+def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidacy:
+    """Return what this host stands for election with, where it is keepalived's."""
+    realtime = kernel.has_optional(vrrpd.REALTIME_NEEDS)
+    return vrrpd.Candidacy(
+        vip=config.vip,
+        vip_id=config.vip_id,
+        interface=place.interface,
+        source=place.source,
+        password=config.password,
+        interval=config.advert_interval or vrrpd.default_interval(realtime=realtime),
+        priority=config.priority or vrrpd.random_priority(),
+        dead_ratio=config.dead_ratio,
+        preempt=config.preempt,
+        realtime=realtime,
+        run_dir=config.run_dir,
+    )

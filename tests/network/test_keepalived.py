@@ -1,5 +1,6 @@
 """What is keepalived's own: its processes, its FIFO, its password, and peers that run it without kevip."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from lab.network import LAN, VIP, VIP2, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica
+from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.replica import PASSWORD, Replica, flags, invoke
 from lab.traffic import Probe, answers, tcp_source
 
 Start = Callable[..., Replica]
@@ -18,6 +19,7 @@ Start = Callable[..., Replica]
 pytestmark = pytest.mark.parametrize("start", ["keepalived"], indirect=True)
 
 SHORT = "secret"
+SETTINGS = {"vip": VIP, "target": TARGET, "password": PASSWORD}
 
 
 def parent(replica: Replica) -> int:
@@ -327,3 +329,39 @@ def test_a_firewall_that_keeps_adverts_from_keepalived_makes_no_second_master(ne
     first.kill()
     second.master()
     assert network.settled([backup]) == backup
+
+
+def check(node: Namespace, *arguments: str) -> dict[str, list[str]]:
+    """Return what `kevip check` found, by check."""
+    told = invoke(node, "check", "--json", *flags({**SETTINGS, "engine": "keepalived"}), *arguments)
+    found: dict[str, list[str]] = {}
+    for each in json.loads(told.stdout)["findings"]:
+        found.setdefault(each["check"], []).append(f"{each['verdict']} {each['found']}")
+    return found
+
+
+def test_a_check_hears_the_master_and_who_is_none_of_its_group(network: Network, start: Start) -> None:
+    start(network.nodes[0], advskew=1).master()
+    node = network.nodes[1]
+    found = check(node)
+    assert found["election"] == [f"ok {LAN}.11 is master, with priority 244, an advert every 0.1 s"]
+    assert found["engine"] == ["ok keepalived, an advert every 0.1 s, VRRP version 3, as a real-time process"]
+    assert found["other groups"] == ["ok no adverts of others with id 100"]
+    assert [each[:2] for each in found["duplicates"]] == ["ok"]
+    [stranger] = check(node, "--advert-interval=1")["other groups"]
+    assert stranger.startswith(f"failed {LAN}.11 holds VIP {VIP}, and speaks CARP, or another version of VRRP")
+    [stranger] = check(node, f"--vip={VIP2}", "--vip-id=100")["other groups"]
+    assert stranger == f"warning {LAN}.11 uses id 100 for another VIP"
+
+
+def test_a_check_with_the_other_engine_says_so(network: Network, start: Start) -> None:
+    start(network.nodes[0], engine="ucarp").master()
+    [stranger] = check(network.nodes[1])["other groups"]
+    assert stranger.startswith(f"failed {LAN}.11 holds VIP {VIP}, and speaks CARP")
+
+
+def test_a_check_finds_another_password(network: Network, start: Start) -> None:
+    start(network.nodes[0], advert_interval=1).master()
+    found = check(network.nodes[1], "--advert-interval=1", "--password=wrong")
+    assert found["other groups"] == [f"failed {LAN}.11 holds VIP {VIP}, and advertises with another password"]
+    assert "warning the password is in each advert as it is, for peers without kevip" in found["engine"]
