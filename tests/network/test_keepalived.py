@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.network import LAN, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, flags, invoke
 from lab.traffic import Probe, answers, tcp_source
 
@@ -156,6 +156,19 @@ def test_an_interface_deleted_and_made_again(network: Network, pair: Pair) -> No
     network.plug(master.node, f"{LAN}.11/24", port="node1")
     eventually(lambda: master.role() == "backup", within=60, what="it is back in the election")
     assert heals(network) == backup.node
+
+
+def test_a_host_whose_address_changes_takes_part_with_the_new_one(network: Network, pair: Pair) -> None:
+    master, backup = pair
+    backup.node.run("ip", "address", "add", f"{LAN}.52/24", "dev", "eth0")
+    backup.node.run("ip", "address", "delete", f"{LAN}.12/24", "dev", "eth0")
+    backup.node.run("ip", "address", "replace", f"{LAN}.52/24", "dev", "eth0")  # it may have gone with the first one
+    backup.node.run("ip", "route", "replace", "default", "via", ROUTER)
+    assert backup.logged("keepalived.moved")["was"] == f"{LAN}.12"
+    backup.logged("election.backup", times=2)
+    master.stop()
+    assert network.settled() == backup.node
+    assert master.logged("handover.done")["to"] == f"{LAN}.52"
 
 
 def test_two_masters_after_a_partition_are_one_again(network: Network, pair: Pair) -> None:
