@@ -22,6 +22,7 @@ from kevip.config import (
     Malformed,
     label,
     load,
+    parse_addresses,
     parse_boolean,
     parse_endpoint,
     parse_interval,
@@ -175,6 +176,12 @@ _SETTINGS = (
     ),
     _setting(
         "--priority", _number("priority"), "Among replicas with keepalived, the highest wins.", show_default="random"
+    ),
+    _setting(
+        "--peers",
+        _Parsed("addresses", parse_addresses),
+        "Addresses of all hosts, to advertise to these (with keepalived), where switches drop multicast.",
+        show_default="multicast",
     ),
     _setting("--advbase", _number("advbase"), "An older name of --advert-interval, with ucarp.", show_default="1"),
     _setting(

@@ -45,10 +45,10 @@ _PROXYING = ("target", "global_masquerade", "allow_from", "ports")
 EngineName = Literal["ucarp", "keepalived"]
 
 _OF_ENGINE = {
-    "ucarp": {"priority": "advskew"},
-    "keepalived": {"advbase": "advert_interval", "advskew": "priority", "broadcast": ""},
+    "ucarp": {"priority": "advskew", "peers": "broadcast"},
+    "keepalived": {"advbase": "advert_interval", "advskew": "priority", "broadcast": "peers"},
 }
-"""The settings that mean nothing to an engine, and those that say the same to it, if there are any."""
+"""The settings that mean nothing to an engine, and those to use instead."""
 
 INTERVALS = 0.02, 40.0
 """The shortest and the longest interval of keepalived, in seconds."""
@@ -100,6 +100,7 @@ class Config:
     engine: EngineName = "ucarp"
     advert_interval: float | None = None
     priority: int | None = None
+    peers: tuple[IPv4Address, ...] = ()
     advbase: int = 1
     advskew: int = field(default_factory=random_advskew)
     dead_ratio: int = 3
@@ -153,8 +154,7 @@ def _timed(values: dict[str, Any]) -> Iterator[str]:
     engine = values.get("engine", "ucarp")
     for name, other in _OF_ENGINE[engine].items():
         if name in values and values[name] is not False:
-            hint = f"use {label(other)}" if other else "leave it out"
-            yield f"{label(name)} means nothing with {label('engine')} {engine}: {hint}"
+            yield f"{label(name)} means nothing with {label('engine')} {engine}: use {label(other)}"
     if engine == "keepalived":
         if values.get("dead_ratio", 0) > MOST_DEAD:
             yield f"{label('dead_ratio')}: with {label('engine')} {engine}, {MOST_DEAD} is the most"
@@ -210,7 +210,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('vip')} and {label('target')} are both {vip}: the VIP must be an address of its own"
     if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
-    yield from chain(_held_and_proxied(values), _skewed_and_checked(values), _paced(values))
+    yield from chain(_held_and_proxied(values), _skewed_and_checked(values), _of_keepalived(values))
     if values.get("password") == "":
         yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
@@ -239,8 +239,11 @@ def _skewed_and_checked(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
 
 
-def _paced(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say how an interval does not fit keepalived."""
+def _of_keepalived(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what does not fit keepalived."""
+    for peer in values.get("peers") or ():
+        if kind := "the VIP" if peer == values.get("vip") else _unusable(peer):
+            yield f"{label('peers')}: {peer} is {kind}: list the hosts' own addresses"
     interval, (shortest, longest) = values.get("advert_interval"), INTERVALS
     if interval is not None and not shortest <= interval <= longest:
         yield f"{label('advert_interval')}: {interval:g} is not from {shortest:g} to {longest:g} seconds"
@@ -283,6 +286,11 @@ def _network(text: str) -> IPv4Network:
     if network.network_address != IPv4Address(text.partition("/")[0]):
         raise ValueError(f"{text!r} has bits beyond its prefix: {network} may be what is meant")
     return network
+
+
+def parse_addresses(text: str) -> tuple[IPv4Address, ...]:
+    """Parse IPv4 addresses, separated by commas; raises ValueError."""
+    return tuple(dict.fromkeys(parse_ipv4(each.strip()) for each in text.split(",")))
 
 
 def parse_ports(text: str) -> tuple[Ports, ...]:

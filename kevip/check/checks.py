@@ -121,6 +121,8 @@ def _place(config: Config, here: Interface) -> Iterator[Finding]:
     """Yield what is at the place of the VIP."""
     if config.broadcast:
         yield ok("multicast", "not needed with --broadcast")
+    elif config.peers:
+        yield ok("multicast", "not needed with --peers")
     elif here.multicast:
         yield ok("multicast", f"{here.name} can; whether switches pass it (IGMP snooping) is not seen from here")
     else:

@@ -172,5 +172,6 @@ def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidac
         dead_ratio=config.dead_ratio,
         preempt=config.preempt,
         realtime=realtime,
+        peers=config.peers,
         run_dir=config.run_dir,
     )

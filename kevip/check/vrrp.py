@@ -17,7 +17,9 @@ class VrrpListener(Listener[Advert, Advert]):
     """Hears a VRRP group. Of each master, what it said last counts."""
 
     def __init__(self, place: Placement, group: Group) -> None:
-        adverts = Adverts(place.interface, group.vrid, lambda frame: parse(group, payload(frame)))
+        adverts = Adverts(
+            place.interface, group.vrid, lambda frame: parse(group, payload(frame)), unicast=bool(group.peers)
+        )
         super().__init__(place, group.vip, adverts)
 
     def _take_in(self, advert: Advert) -> IPv4Address:

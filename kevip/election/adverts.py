@@ -23,16 +23,18 @@ _Advert = TypeVar("_Advert")
 class Adverts(Generic[_Advert]):
     """Hears and sends packets with an id on an interface, as ``parse`` reads frames; raises OSError if it is gone.
 
+    With ``unicast`` they are to hosts, else to the group.
+
     ``others`` and ``own`` are what to select on. Times are of the monotonic clock.
     """
 
-    def __init__(self, interface: str, number: int, parse: Callable[[bytes], _Advert | None]) -> None:
+    def __init__(
+        self, interface: str, number: int, parse: Callable[[bytes], _Advert | None], *, unicast: bool = False
+    ) -> None:
         self._parse = parse
+        filters = [wire.adverts(PROTOCOL, GROUP, number, outgoing=out, unicast=unicast) for out in (False, True)]
         with ExitStack() as parts:
-            self.others, self.own = (
-                parts.enter_context(closing(Wire(interface, wire.adverts(PROTOCOL, GROUP, number, outgoing=out))))
-                for out in (False, True)
-            )
+            self.others, self.own = (parts.enter_context(closing(Wire(interface, each))) for each in filters)
             self.close = parts.pop_all().close
 
     def hear(self) -> Iterator[tuple[float, _Advert | BadAdvertError]]:

@@ -52,10 +52,10 @@ def header(packet: bytes) -> Header:
     return Header(IPv4Address(source), IPv4Address(target), ttl, start, length)
 
 
-def wrap(source: IPv4Address, body: bytes, *, identity: int, service: int) -> bytes:
-    """Return a packet to the group, with its identity and type of service."""
+def wrap(source: IPv4Address, body: bytes, *, identity: int, service: int, target: IPv4Address = GROUP) -> bytes:
+    """Return a packet, to the group if to nobody else, with its identity and type of service."""
     fields = 0x45, service, _IP.size + len(body), identity, _DONT_FRAGMENT, TTL, PROTOCOL
-    return summed(_IP, fields, (source.packed, GROUP.packed)) + body
+    return summed(_IP, fields, (source.packed, target.packed)) + body
 
 
 def summed(form: struct.Struct, before: tuple[int, ...], behind: tuple[int | bytes, ...]) -> bytes:

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from kevip.core.messages import Heard, Says
 from kevip.election.adverts import Adverts
 from kevip.election.engine import Tell, Teller
-from kevip.election.packet import BadAdvertError
+from kevip.election.packet import GROUP, BadAdvertError
 from kevip.election.vrrp import LEAVES, Advert, Group, build, parse
 from kevip.host.arp import Neighbours
 from kevip.host.interface import Placement
@@ -69,7 +69,9 @@ class Rivals:
     def open(self, place: Placement) -> None:
         """Hear what goes on where the VIP belongs: that may be another interface than it was. Raises OSError."""
         self.close()
-        adverts = self._adverts = Adverts(place.interface, self._group.vrid, self._parse)
+        adverts = self._adverts = Adverts(
+            place.interface, self._group.vrid, self._parse, unicast=bool(self._group.peers)
+        )
         neighbours = self._neighbours = Neighbours(place.interface, self._group.vip)
         self.place = place
         self._loop.watch(adverts.others, partial(self._on_adverts, adverts, place.source))
@@ -150,5 +152,7 @@ class Rivals:
         """Say that this host leaves, in keepalived's place."""
         if self._adverts and self.place:
             advert = Advert(source=self.place.source, priority=LEAVES, interval=self._group.interval)
+            others = [peer for peer in self._group.peers if peer != self.place.source]
             with suppress(OSError):  # the interface is down: nobody would hear it
-                self._adverts.send(build(self._group, advert))
+                for target in others or [GROUP]:  # where a peer is on the network is its kernel's business
+                    self._adverts.send(build(self._group, advert, target), broadcast=bool(others))

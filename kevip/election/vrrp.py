@@ -1,9 +1,9 @@
 """VRRP adverts, version 3 (RFC 9568) and 2 (RFC 3768): built, parsed and verified, without a socket.
 
-An advert is an IPv4 packet of protocol 112 with TTL 255, to 224.0.0.18. Its payload is, in network order: version and
-type 1 in one byte, id, priority, number of addresses, two bytes for authentication and seconds (version 2) or for
-hundredths of a second in 12 bits (version 3), checksum, the addresses, and 8 bytes of password in version 2. Version 3
-has no authentication, and puts a pseudo header under its checksum.
+An advert is an IPv4 packet of protocol 112 with TTL 255, to 224.0.0.18 or to each peer. Its payload is, in network
+order: version and type 1 in one byte, id, priority, number of addresses, two bytes for authentication and seconds
+(version 2) or for hundredths of a second in 12 bits (version 3), checksum, the addresses, and 8 bytes of password in
+version 2. Version 3 has no authentication, and puts a pseudo header under its checksum.
 """
 
 import hmac
@@ -28,13 +28,17 @@ _CARP = 7, 36  # the fourth byte, and the length, of what looks like version 2 o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """What the members of a group share: the id, the VIP, and in version 2 the interval and, if any, the password."""
+    """What the members of a group share: the id, the VIP, and in version 2 the interval and, if any, the password.
+
+    With ``peers`` they advertise to these addresses, else to all.
+    """
 
     version: Literal[2, 3]
     vrid: int
     vip: IPv4Address
     interval: float  # seconds
     password: bytes = field(default=b"", repr=False)
+    peers: tuple[IPv4Address, ...] = ()
 
     @property
     def authentication(self) -> int:
@@ -56,7 +60,7 @@ class Advert:
     interval: float
 
 
-def build(group: Group, advert: Advert) -> bytes:
+def build(group: Group, advert: Advert, target: IPv4Address = GROUP) -> bytes:
     """Return an advert as an IPv4 packet."""
     secret = b""
     if group.version == 2:  # noqa: PLR2004
@@ -66,8 +70,9 @@ def build(group: Group, advert: Advert) -> bytes:
         timing = min(round(advert.interval * _HUNDREDTHS), _LONGEST)
     fields = group.version << 4 | _TYPE, group.vrid, advert.priority, 1, timing
     body = _HEAD.pack(*fields, 0) + group.vip.packed + secret
-    total = checksum(_pseudo(group.version, advert.source, GROUP, len(body)) + body)
-    return wrap(advert.source, _HEAD.pack(*fields, total) + body[_HEAD.size :], identity=0, service=_NETWORK_CONTROL)
+    total = checksum(_pseudo(group.version, advert.source, target, len(body)) + body)
+    body = _HEAD.pack(*fields, total) + body[_HEAD.size :]
+    return wrap(advert.source, body, identity=0, service=_NETWORK_CONTROL, target=target)
 
 
 def _pseudo(version: int, source: IPv4Address, target: IPv4Address, length: int) -> bytes:
@@ -79,7 +84,7 @@ def parse(group: Group, packet: bytes) -> Advert | None:
     """Return the advert in an IPv4 packet, None if it is of another group; raises BadAdvertError and nothing else."""
     head = header(packet)
     body = packet[head.start : head.length]  # an Ethernet frame may be padded
-    if head.target != GROUP or body[1:2] not in (b"", group.vrid.to_bytes()):
+    if (head.target == GROUP) is bool(group.peers) or body[1:2] not in (b"", group.vrid.to_bytes()):
         return None
     if len(packet) < head.length or len(body) < _HEAD.size:
         raise BadAdvertError("truncated", head.source)

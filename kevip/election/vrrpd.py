@@ -48,7 +48,8 @@ class State(StrEnum):
 class Candidacy:
     """What this host stands for election with: ``interval`` in seconds, ``dead_ratio`` in adverts.
 
-    ``realtime`` says that it may be a real-time process; what needs a path is in ``run_dir``.
+    ``realtime`` says that it may be a real-time process; what needs a path is in ``run_dir``. With ``peers``, of which
+    it may be one itself, it advertises to these.
     """
 
     vip: IPv4Address
@@ -62,6 +63,7 @@ class Candidacy:
     preempt: bool
     realtime: bool
     run_dir: Path
+    peers: tuple[IPv4Address, ...] = ()
 
     @property
     def version(self) -> Literal[2, 3]:
@@ -71,7 +73,14 @@ class Candidacy:
     def group(self) -> Group:
         """Return what the members of its group share; that takes 50 ms if a password has to be derived."""
         password = secret(self.password, self.vip) if self.version == 2 else b""  # noqa: PLR2004
-        return Group(version=self.version, vrid=self.vip_id, vip=self.vip, interval=self.interval, password=password)
+        return Group(
+            version=self.version,
+            vrid=self.vip_id,
+            vip=self.vip,
+            interval=self.interval,
+            password=password,
+            peers=self.peers,
+        )
 
     @property
     def patience(self) -> float:
@@ -113,7 +122,10 @@ def is_in_clear(candidacy: Candidacy) -> bool:
 
 def configuration(candidacy: Candidacy, group: Group, home: "Home") -> str:
     """Return keepalived's configuration."""
-    password = f"    authentication {{\n        auth_type PASS\n        auth_pass {group.password.decode()}\n    }}\n"
+    password = _block("authentication", ["auth_type PASS", f"auth_pass {group.password.decode()}"])
+    others = [str(peer) for peer in candidacy.peers if peer != candidacy.source]
+    unicast = f"    unicast_src_ip {candidacy.source}\n" + _block("unicast_peer", others)
+    source = unicast if candidacy.peers else f"    mcast_src_ip {candidacy.source}\n"
     realtime = f"    vrrp_rt_priority {REALTIME}\n"
     return f"""\
 global_defs {{
@@ -135,8 +147,7 @@ vrrp_instance kevip {{
     version {group.version}
     advert_int {candidacy.interval:g}
     down_timer_adverts {candidacy.dead_ratio}
-    mcast_src_ip {candidacy.source}
-{password if group.password else ""}    track_file {{
+{source}{password if group.password else ""}    track_file {{
         rank
     }}
     virtual_ipaddress {{
@@ -144,6 +155,10 @@ vrrp_instance kevip {{
     }}
 }}
 """
+
+
+def _block(name: str, lines: list[str]) -> str:
+    return "".join([f"    {name} {{\n", *(f"        {line}\n" for line in lines), "    }\n"])
 
 
 class Home:

@@ -262,6 +262,36 @@ def test_nothing_is_left_after_a_stop(network: Network, start: Start) -> None:
     assert not replica.run_dir.exists()
 
 
+@pytest.fixture
+def without_multicast(network: Network) -> None:
+    """Have the switch drop all multicast of the group."""
+    drop = "add rule bridge filter forward ip daddr 224.0.0.18 drop"
+    hook = "{ type filter hook forward priority 0; }"
+    network.switch.run("nft", f"add table bridge filter; add chain bridge filter forward {hook}; {drop}")
+
+
+@pytest.mark.usefixtures("without_multicast")
+@pytest.mark.parametrize("interval", [0.1, 1])
+def test_peers_elect_one_master_where_multicast_is_dropped(network: Network, start: Start, interval: float) -> None:
+    peers = ",".join(f"{LAN}.{number}" for number in (11, 12))
+    first, second = (start(node, peers=peers, advert_interval=interval).ready() for node in network.nodes[:2])
+    eventually(network.holders, what="a master is elected")
+    master = network.settled()
+    old, new = (first, second) if master == first.node else (second, first)
+    assert f"{LAN}.{11 + network.nodes.index(master)}" in new.state()["peers"]
+    told = check(new.node, f"--peers={peers}", f"--advert-interval={interval}")
+    assert "not needed with --peers" in told["multicast"][0]
+    assert "is master" in told["election"][0]
+    with Probe(network.client, VIP) as probe:
+        os.kill(parent(old), signal.SIGKILL)
+        new.master()
+        assert heals(network) == new.node
+        eventually(lambda: old.role() == "backup", what="it is back")
+        assert new.stop()[0] == 0
+        assert heals(network) == old.node
+        assert probe.report().failed == 0
+
+
 PLAIN = """
 global_defs {{
     script_user root

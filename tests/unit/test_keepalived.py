@@ -72,6 +72,12 @@ def test_a_host_that_has_no_right_to_it_asks_for_no_real_time() -> None:
     assert text(replace(CANDIDACY, realtime=False)) == TEXT.replace("    vrrp_rt_priority 50\n", "")
 
 
+def test_it_advertises_to_its_peers_without_itself() -> None:
+    peers = tuple(IPv4Address(f"10.0.0.{number}") for number in (11, 12, 13))
+    told = "    unicast_src_ip 10.0.0.11\n    unicast_peer {\n        10.0.0.12\n        10.0.0.13\n    }\n"
+    assert text(replace(CANDIDACY, peers=peers)) == TEXT.replace("    mcast_src_ip 10.0.0.11\n", told)
+
+
 def test_whole_seconds_have_a_password_that_does_not_tell_ours() -> None:
     found = text(replace(CANDIDACY, interval=1.0))
     assert "    version 2\n    advert_int 1\n" in found
@@ -157,7 +163,12 @@ def test_the_interval_of_ucarp_has_two_names() -> None:
     ({"engine": "keepalived", "advbase": 1},
      ["--advbase (ADVBASE) means nothing with --engine (ENGINE) keepalived: use --advert-interval (ADVERT_INTERVAL)"]),
     ({"engine": "keepalived", "broadcast": True},
-     ["--broadcast (BROADCAST) means nothing with --engine (ENGINE) keepalived: leave it out"]),
+     ["--broadcast (BROADCAST) means nothing with --engine (ENGINE) keepalived: use --peers (PEERS)"]),
+    ({"peers": (VIP,)},
+     ["--peers (PEERS) means nothing with --engine (ENGINE) ucarp: use --broadcast (BROADCAST)",
+      "--peers (PEERS): 10.0.0.100 is the VIP: list the hosts' own addresses"]),
+    ({"engine": "keepalived", "peers": (IPv4Address("127.0.0.1"),)},
+     ["--peers (PEERS): 127.0.0.1 is a loopback address: list the hosts' own addresses"]),
     ({"engine": "keepalived", "dead_ratio": 101},
      ["--dead-ratio (DEAD_RATIO): with --engine (ENGINE) keepalived, 100 is the most"]),
     ({"engine": "keepalived", "advert_interval": 0.01},

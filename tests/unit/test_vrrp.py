@@ -165,5 +165,16 @@ def test_a_damaged_bit_is_found(group: Group, source: IPv4Address, data: st.Data
     assert verdict(bytes(packet), group) != "taken"
 
 
+@given(groups, sources, priorities)
+def test_a_group_with_peers_takes_what_is_sent_to_hosts_and_no_other(
+    group: Group, source: IPv4Address, priority: int
+) -> None:
+    advert, target = Advert(source=source, priority=priority, interval=group.interval), IPv4Address("10.77.0.12")
+    apart = replace(group, peers=(target,))
+    assert parse(apart, build(apart, advert, target)) == advert
+    assert parse(apart, build(apart, advert)) is None
+    assert parse(group, build(group, advert, target)) is None
+
+
 def test_a_password_is_not_shown() -> None:
     assert "correct" not in repr(TWO)
