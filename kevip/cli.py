@@ -33,6 +33,7 @@ from kevip.config import (
 )
 from kevip.dataplane import plane
 from kevip.dataplane.select import Dataplane, select
+from kevip.election.vrrpd import Home
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
 from kevip.health.ask import parse_check
 from kevip.host import kernel, lock
@@ -392,9 +393,11 @@ def _cleanup(**given: Any) -> None:
     if "NET_ADMIN" in kernel.missing_capabilities():
         raise HostError("capability NET_ADMIN is missing: run it as root")
     state = StateFile(run_dir, vip)
+    home = Home(run_dir, vip)
     with lock.take(vip):
         removed = [str(each) for each in plane.clear(vip, select("auto")[0])]
         try:
+            removed += [str(home.path)] if home.remove() else []
             removed += [str(state.path)] if state.remove() else []
         except OSError as error:
             raise HostError(f"cannot remove {state.path}: {error.strerror}") from None

@@ -50,6 +50,8 @@ _OF_ENGINE = {
 }
 """The settings that mean nothing to an engine, and those to use instead."""
 
+_PLAIN_PATH = re.compile(r"[\w./+:@-]+", re.ASCII)
+
 INTERVALS = 0.02, 40.0
 """The shortest and the longest interval of keepalived, in seconds."""
 
@@ -241,6 +243,8 @@ def _skewed_and_checked(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_keepalived(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what does not fit keepalived."""
+    if values.get("engine") == "keepalived" and not _PLAIN_PATH.fullmatch(str(values.get("run_dir", RUN_DIR))):
+        yield f"{label('run_dir')}: keepalived takes a path of letters, digits and ./_+:@- only"
     for peer in values.get("peers") or ():
         if kind := "the VIP" if peer == values.get("vip") else _unusable(peer):
             yield f"{label('peers')}: {peer} is {kind}: list the hosts' own addresses"

@@ -11,7 +11,7 @@ from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.lease import leases
-from kevip.dataplane.select import installed
+from kevip.dataplane.select import installed, save_all
 from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
 from kevip.election.vrrpd import default_interval
@@ -148,6 +148,7 @@ def _election(config: Config, here: Interface, source: IPv4Address, seconds: flo
     if config.engine == "keepalived":
         candidacy = vrrp_candidacy(config, place)
         yield from vrrp.standing(candidacy)
+        yield from rules.hearing(save_all(), nfnetlink.base_chains())
         yield from vrrp.judge(vrrp.VrrpListener(place, candidacy.group()).listen(seconds), candidacy.group())
         return
     group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))

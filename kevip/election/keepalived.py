@@ -20,7 +20,7 @@ from kevip.host import interface
 from kevip.host.interface import Placement
 from kevip.loop import Loop
 
-FOLLOWED = 2.5  # seconds that a master waits for its heir to serve, besides the interval until that advertises
+FOLLOWED = 2.5  # seconds that a master waits for its heir to serve, besides what that waits after a goodbye
 SILENT = 0.5  # seconds that an advert may be late
 ENDS = 3.0  # seconds after which a keepalived that was told to end is killed: as a rule it takes one
 # keepalived hears what the host's firewall lets through, kevip all: meanwhile, this host waits until nobody is heard.
@@ -38,7 +38,7 @@ class KeepalivedEngine:
         self._home = Home(candidacy.run_dir, candidacy.vip)
         self._group = candidacy.group()
         self.segment = Rivals(self._group, candidacy.patience, loop, teller, tell)
-        wait = candidacy.interval + FOLLOWED
+        wait = (1 if candidacy.version == 2 else candidacy.interval) + FOLLOWED  # noqa: PLR2004 - it counts in seconds
         self.traits = Traits(
             interval=candidacy.interval,
             patience=candidacy.patience,

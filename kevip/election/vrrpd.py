@@ -165,7 +165,7 @@ class Home:
     """The directory of a VIP's keepalived, in kevip's: what cannot be without a path, and no secret."""
 
     def __init__(self, run_dir: Path, vip: IPv4Address) -> None:
-        self.path = run_dir / f"{vip}.keepalived"
+        self.path = run_dir.absolute() / f"{vip}.keepalived"
         self.events, self.rank = self.path / "events", self.path / "rank"
         self.pid, self.child = self.path / "pid", self.path / "child.pid"
 
@@ -209,7 +209,7 @@ class Keepalived(Child):
     def __init__(self, candidacy: Candidacy, group: Group, home: Home, rank: int) -> None:
         self._home = home
         self.last: deque[str] = deque(maxlen=_LAST)
-        self._said = b""
+        self._said, self._rank = b"", -1
         home.make()
         self.rerank(rank)
         with ExitStack() as parts, _readable(configuration(candidacy, group, home)) as config:
@@ -220,7 +220,9 @@ class Keepalived(Child):
 
     def rerank(self, rank: int) -> None:
         """Stand with so much more than the own priority; raises OSError."""
-        self._home.rank.write_text(f"{rank}\n")
+        if rank != self._rank:
+            self._home.rank.write_text(f"{rank}\n")
+            self._rank = rank
 
     def states(self) -> list[State]:
         """Return what it has become since the last call."""

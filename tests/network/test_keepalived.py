@@ -292,6 +292,14 @@ def test_peers_elect_one_master_where_multicast_is_dropped(network: Network, sta
         assert probe.report().failed == 0
 
 
+def test_a_cleanup_removes_what_killed_processes_left(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    replica.kill()
+    told = invoke(replica.node, "cleanup", f"--vip={VIP}", f"--run-dir={replica.run_dir}").stdout.splitlines()
+    assert f"removed {replica.run_dir}/{VIP}.keepalived" in told
+    assert not replica.run_dir.exists()
+
+
 PLAIN = """
 global_defs {{
     script_user root
@@ -395,6 +403,20 @@ def test_a_check_hears_the_master_and_who_is_none_of_its_group(network: Network,
     assert stranger.startswith(f"failed {LAN}.11 holds VIP {VIP}, and speaks CARP, or another version of VRRP")
     [stranger] = check(node, f"--vip={VIP2}", "--vip-id=100")["other groups"]
     assert stranger == f"warning {LAN}.11 uses id 100 for another VIP"
+
+
+def test_a_check_finds_a_firewall_that_keeps_adverts_out(network: Network, start: Start) -> None:
+    start(network.nodes[1]).master()
+    node = network.nodes[0]
+    assert check(node)["INPUT"] == ["ok nothing is seen that keeps adverts from keepalived"]
+    node.iptables("-P", "INPUT", "DROP")
+    node.run("nft", "add table inet own; add chain inet own in { type filter hook input priority 0; policy drop; }")
+    dropped, own = check(node)["INPUT"]
+    assert dropped.startswith("warning policy DROP in iptables-nft, and no rule lets IP protocol 112 in")
+    assert own.startswith("warning the policy of chain in of nftables table inet own is to drop")
+    node.iptables("-A", "INPUT", "-i", "eth0", "-p", "112", "-j", "ACCEPT")
+    node.run("nft", "delete table inet own")
+    assert [each[:2] for each in check(node)["INPUT"]] == ["ok"]
 
 
 def test_a_check_with_the_other_engine_says_so(network: Network, start: Start) -> None:

@@ -167,6 +167,8 @@ def test_the_interval_of_ucarp_has_two_names() -> None:
     ({"peers": (VIP,)},
      ["--peers (PEERS) means nothing with --engine (ENGINE) ucarp: use --broadcast (BROADCAST)",
       "--peers (PEERS): 10.0.0.100 is the VIP: list the hosts' own addresses"]),
+    ({"engine": "keepalived", "run_dir": Path("/run/my kevip")},
+     ["--run-dir (RUN_DIR): keepalived takes a path of letters, digits and ./_+:@- only"]),
     ({"engine": "keepalived", "peers": (IPv4Address("127.0.0.1"),)},
      ["--peers (PEERS): 127.0.0.1 is a loopback address: list the hosts' own addresses"]),
     ({"engine": "keepalived", "dead_ratio": 101},
