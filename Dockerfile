@@ -25,13 +25,14 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 # Debian without what installs and administers Debian: nobody does that in a container, and it is a third of the size.
 FROM debian:bookworm-slim AS system
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 ucarp iptables nftables iproute2 conntrack tini \
+    && apt-get install --yes --no-install-recommends python3 ucarp keepalived iptables nftables iproute2 conntrack tini \
     && dpkg --purge --force-depends --force-remove-essential --force-remove-protected \
         adduser apt debian-archive-keyring e2fsprogs gpgv hostname init-system-helpers \
         libapt-pkg6.0 libext2fs2 libgnutls30 libhogweed6 libidn2-0 libnettle8 libp11-kit0 libseccomp2 libss2 libstdc++6 \
         libtasn1-6 libunistring2 login logsave mount net-tools passwd sysvinit-utils tzdata \
     && dpkg --purge --force-depends --force-remove-essential debconf diffutils tar perl-base dpkg \
     && rm -rf /usr/lib/*/gconv /var/cache/* /var/lib/apt /var/lib/dpkg/info /var/log/* \
+        /usr/lib/*/perl /usr/share/perl /usr/share/mibs /usr/share/snmp \
     && find / -xdev -type f -perm /6000 -delete
 
 # One layer: what was removed takes no place.

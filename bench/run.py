@@ -8,7 +8,7 @@ from pathlib import Path
 from costs import at_rest, hook_latency, limits, many_vips, start_to_master, traffic
 from lab.network import DATAPLANES, Namespace, require_own_namespace, run
 from lab.replica import Replica
-from moves import CONNECTIONS, PATIENCE, ROUNDS, Moves, crash, measure, stop, unplug
+from moves import CONNECTIONS, PATIENCE, ROUNDS, Make, Moves, crash, measure, stop, unplug
 from plain import PlainReplica
 
 from kevip.dataplane.iptables import Iptables
@@ -22,6 +22,10 @@ Row = tuple[str, str, str, str, bool]
 
 def _quick(node: Namespace) -> Replica:
     return Replica(node, dead_ratio=2)
+
+
+def _keepalived(interval: float) -> Make:
+    return lambda node: Replica(node, engine="keepalived", advert_interval=interval)
 
 
 def _say(text: str) -> None:
@@ -86,6 +90,24 @@ def moves() -> tuple[list[Row], dict[str, tuple[float, float]]]:
         )
     )
     return rows, chart
+
+
+def keepalived() -> list[Row]:
+    """Measure the moves with keepalived, by how often it advertises, in seconds; return rows."""
+    rows: list[Row] = []
+    for interval, longest in ((1, 3.5), (0.5, 1.9), (0.1, 0.35), (0.02, 0.15)):
+        for name, fault, bound, none_fail in (("planned stop", stop, 0.05, True), ("crash", crash, longest, False)):
+            _say(f"keepalived, {interval:g} s: {name}")
+            moved = measure(_keepalived(interval), fault)
+            lived = min(moved.survivors)
+            what = (
+                f"keepalived, an advert every {interval:g} s: {name}: outage, median (worst); failed; connections alive"
+            )
+            told = f"{_seconds(moved.gap)} ({_seconds(moved.worst_gap)}); {moved.failed} of {moved.tried}; {lived}"
+            must = f"median ≤ {_seconds(bound)}; {'0; ' if none_fail else ''}{CONNECTIONS}"
+            held = moved.gap <= bound and lived == CONNECTIONS and not (none_fail and moved.failed)
+            rows.append((what, told, "", must, held))
+    return rows
 
 
 def costs() -> list[Row]:
@@ -188,7 +210,7 @@ def main() -> None:
     begin = time.monotonic()
     cost_rows = costs() + scale()
     move_rows, outages = moves()
-    rows = move_rows + cost_rows
+    rows = move_rows + keepalived() + cost_rows
     text = (
         "# Benchmark\n\n"
         f"Written by `sudo script/bench` in {(time.monotonic() - begin) / 60:.0f} minutes: {ROUNDS} rounds of each "

@@ -15,9 +15,10 @@ from kevip import config as settings
 from kevip import log, manifest
 from kevip.check import report
 from kevip.check.checks import diagnose
-from kevip.config import Config, Malformed, load
+from kevip.config import Config, EngineName, Malformed, load
 from kevip.dataplane import plane
 from kevip.dataplane.select import Dataplane, select
+from kevip.election.vrrpd import Home
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
 from kevip.health.ask import parse_check
 from kevip.host import kernel, lock
@@ -98,6 +99,8 @@ _PATH = _Parsed("path", _path)
 _NETWORKS = _Parsed("networks", settings.parse_list(settings.parse_network))
 _PORTS = _Parsed("ports", settings.parse_list(settings.parse_ports))
 _CHECK = _Parsed("check", parse_check)
+_PEERS = _Parsed("addresses", settings.parse_list(settings.parse_ipv4))
+_INTERVAL = _Parsed("seconds", settings.parse_interval)
 _ENDPOINT = _Parsed("host:port", settings.parse_endpoint)
 _NAME = _Parsed("name", manifest.parse_name)
 _REPLICAS = _Parsed("number", settings.parse_number(1, 9999))
@@ -135,15 +138,34 @@ _SETTINGS = (
     _number("--check-interval", "Seconds between questions.", "5"),
     _number("--check-fall", "Failures in a row after which TARGET is down.", "3"),
     _number("--check-rise", "Successes in a row after which it is up again.", "2"),
-    _number("--vip-id", "The CARP group of this VIP on its network.", "last octet"),
+    _number("--vip-id", "The CARP or VRRP group of this VIP on its network.", "last octet"),
     _setting(
         "--interface", _TEXT, "The network interface that the VIP belongs on.", "the one whose subnet holds the VIP"
     ),
-    _number("--advbase", "Seconds between adverts of the master.", "1"),
-    _number("--advskew", "1/256 s added to that: among replicas, the lowest wins.", "random, 1-25"),
+    _choice(
+        "--engine",
+        get_args(EngineName),
+        "What elects, the same on all hosts: ucarp (CARP), or keepalived (VRRP), sooner after a crash.",
+        "ucarp",
+    ),
+    _setting(
+        "--advert-interval",
+        _INTERVAL,
+        "Seconds between adverts of the master: whole ones with ucarp, 0.02-40 with keepalived.",
+        "1; with keepalived 0.1",
+    ),
+    _number("--priority", "Among replicas with keepalived, the highest wins.", "random"),
+    _setting(
+        "--peers",
+        _PEERS,
+        "Addresses of all hosts, to advertise to these (with keepalived), where switches drop multicast.",
+        "multicast",
+    ),
+    _number("--advbase", "An older name of --advert-interval, with ucarp.", "1"),
+    _number("--advskew", "1/256 s added to that: among replicas with ucarp, the lowest wins.", "random, 1-25"),
     _number("--dead-ratio", "Adverts missed before a backup takes over.", "3"),
-    _switch("--preempt", "Take over from a living master with a higher skew."),
-    _switch("--broadcast", "Advertise by broadcast, where switches drop multicast."),
+    _switch("--preempt", "Take over from a living master with a higher skew, or a lower priority."),
+    _switch("--broadcast", "Advertise by broadcast (with ucarp), where switches drop multicast."),
     _choice(
         "--dataplane",
         get_args(Dataplane),
@@ -192,8 +214,9 @@ def _load(given: Mapping[str, Any]) -> Config:
 def cli(ctx: click.Context, /, **given: Any) -> None:
     """Hold a virtual IP together with other hosts of this network, and proxy its traffic to TARGET.
 
-    Run it with the same settings on two or three hosts. They elect a master over CARP (ucarp); the master holds
-    the VIP and sends all of its traffic to TARGET, which sees the VIP as the source. If it dies, another takes over.
+    Run it with the same settings on two or three hosts. They elect a master over CARP (ucarp) or VRRP
+    (keepalived); the master holds the VIP and sends all of its traffic to TARGET, which sees the VIP as the source. If
+    it dies, another takes over.
     """
     if not ctx.invoked_subcommand:
         serve(_load(given))
@@ -296,9 +319,11 @@ def _cleanup(**given: Any) -> None:
     if "NET_ADMIN" in kernel.missing_capabilities():
         raise HostError("capability NET_ADMIN is missing: run it as root")
     state = StateFile(run_dir, vip)
+    home = Home(run_dir, vip)
     with lock.take(vip):
         removed = [str(each) for each in plane.clear(vip, select("auto")[0])]
         try:
+            removed += [str(home.path)] if home.remove() else []
             removed += [str(state.path)] if state.remove() else []
         except OSError as error:
             raise HostError(f"cannot remove {state.path}: {error.strerror}") from None

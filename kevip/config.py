@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, fields
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from kevip import log
 from kevip.dataplane.rules import Ports
 from kevip.dataplane.select import Dataplane
 from kevip.election.carp import UNFIT
+from kevip.election.vrrpd import MOST_DEAD, RANKS
 from kevip.errors import SettingsError
 from kevip.health.ask import Check
 
@@ -22,9 +23,19 @@ _Value = TypeVar("_Value")
 
 # Least and most of each number. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.
 RANGES = {
-    "vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255),
+    "vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255), "priority": RANKS,
     "check_interval": (1, 3600), "check_fall": (1, 100), "check_rise": (1, 100),
 }  # fmt: skip
+INTERVALS = 0.02, 40.0  # the shortest and the longest of keepalived, in seconds
+
+EngineName = Literal["ucarp", "keepalived"]
+
+# The settings that mean nothing to an engine, and those that say the same to it, if there are any.
+_OF_ENGINE = {
+    "ucarp": {"priority": "advskew", "peers": "broadcast"},
+    "keepalived": {"advbase": "advert_interval", "advskew": "priority", "broadcast": "peers"},
+}
+_PLAIN_PATH = re.compile(r"[\w./+:@-]+", re.ASCII)
 RUN_DIR = Path("/run/kevip")
 _PROXYING = ("target", "global_masquerade", "allow_from", "ports")  # what means nothing if the VIP is only held
 _LONGEST_FILE = 65536
@@ -69,6 +80,10 @@ class Config:
     global_masquerade: bool = False
     vip_id: int = 0  # the last octet of the VIP
     interface: str | None = None
+    engine: EngineName = "ucarp"
+    advert_interval: float | None = None  # seconds, of keepalived; None leaves it to kevip, as it does the priority
+    priority: int | None = None
+    peers: tuple[IPv4Address, ...] = ()
     advbase: int = 1  # seconds
     # 1/256 s: differs between replicas, as a rule, and costs a takeover less than 0.3 s
     advskew: int = field(default_factory=lambda: SystemRandom().randint(1, 25))
@@ -110,9 +125,28 @@ def load(given: Mapping[str, Any]) -> Config:
         if "dataplane" in values:
             problems.append(f"{label('iptables')} is an older name of {label('dataplane')}: leave one of them out")
         values["dataplane"] = older if older == "auto" else f"iptables-{older}"
+    problems += _timed(values)
     if problems:
         raise SettingsError(*problems, *_problems(values))
     return Config(**values)
+
+
+def _timed(values: dict[str, Any]) -> Iterator[str]:
+    """Say what means nothing to the engine, and give ucarp its interval by its older name."""
+    engine = values.get("engine", "ucarp")
+    for name, other in _OF_ENGINE[engine].items():
+        if name in values and values[name] is not False:
+            yield f"{label(name)} means nothing with {label('engine')} {engine}: use {label(other)}"
+    if engine == "keepalived":
+        if values.get("dead_ratio", 0) > MOST_DEAD:
+            yield f"{label('dead_ratio')}: with {label('engine')} {engine}, {MOST_DEAD} is the most"
+    elif (interval := values.pop("advert_interval", None)) is not None:
+        if "advbase" in values:
+            yield f"{label('advbase')} is an older name of {label('advert_interval')}: leave one of them out"
+        if interval == int(interval):
+            values["advbase"] = int(interval)
+        else:
+            yield f"{label('advert_interval')}: {interval:g} is no whole number of seconds, as ucarp wants it"
 
 
 def label(name: str) -> str:
@@ -150,10 +184,11 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what is wrong with the values that are there."""
     yield from _misplaced(values)
     yield from _contradictions(values)
+    yield from _of_keepalived(values)
     if values.get("password") == "":
         yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
-        number = values.get(name, least)
+        number = least if values.get(name) is None else values[name]
         if not least <= number <= most and (name, number) != ("vip_id", 0):
             yield f"{label(name)}: {number} is not a whole number from {least} to {most}"
 
@@ -161,12 +196,17 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     vip, target = values.get("vip"), values.get("target")
     for name, address in (("vip", vip), ("target", target)):
-        if kind := next((kind for kind, network in _UNUSABLE.items() if address and address in network), None):
+        if address and (kind := _unusable(address)):
             yield f"{label(name)}: {address} is {kind}: set it to the address of a host"
     if vip and vip == target:
         yield f"{label('vip')} and {label('target')} are both {vip}: the VIP must be an address of its own"
     if vip and not values.get("vip_id") and int(vip) & 0xFF == 0:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
+
+
+def _unusable(address: IPv4Address) -> str | None:
+    """Say what kind of address this is, if no host can have it."""
+    return next((kind for kind, network in _UNUSABLE.items() if address in network), None)
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
@@ -181,6 +221,18 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http://HOST:PORT/PATH"
     if check and skew >= UNFIT:  # a check adds to the skew of a host that should come last
         yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
+
+
+def _of_keepalived(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what does not fit keepalived."""
+    if values.get("engine") == "keepalived" and not _PLAIN_PATH.fullmatch(str(values.get("run_dir", RUN_DIR))):
+        yield f"{label('run_dir')}: keepalived takes a path of letters, digits and ./_+:@- only"
+    for peer in values.get("peers") or ():
+        if kind := "the VIP" if peer == values.get("vip") else _unusable(peer):
+            yield f"{label('peers')}: {peer} is {kind}: list the hosts' own addresses"
+    interval, (shortest, longest) = values.get("advert_interval"), INTERVALS
+    if interval is not None and not shortest <= interval <= longest:
+        yield f"{label('advert_interval')}: {interval:g} is not from {shortest:g} to {longest:g} seconds"
 
 
 # What values are written like. All of these raise ValueError.
@@ -238,6 +290,13 @@ def parse_number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_interval(text: str) -> float:
+    """Parse seconds, and hundredths of one; raises ValueError."""
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,2})?", text):
+        raise ValueError(f"{text!r} is no number of seconds with two decimals at most, such as 0.1")
+    return float(text)
 
 
 def parse_endpoint(text: str) -> Endpoint:

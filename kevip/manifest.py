@@ -100,7 +100,7 @@ def _container(name: str, image: str, settings: Mapping[str, Any]) -> Object:
         "securityContext": {
             # Kubernetes gives capabilities to root only.
             "runAsUser": 0,
-            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+            "capabilities": {"drop": ["ALL"], "add": _capabilities(settings)},
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -115,6 +115,11 @@ def _container(name: str, image: str, settings: Mapping[str, Any]) -> Object:
             {"name": "xtables-lock", "mountPath": _XTABLES_LOCK},
         ],
     }
+
+
+def _capabilities(settings: Mapping[str, Any]) -> list[str]:
+    """Return what it needs; keepalived is a real-time process, that a busy node is not taken for dead."""
+    return ["NET_ADMIN", "NET_RAW", *(["SYS_NICE"] if settings.get("engine") == "keepalived" else [])]
 
 
 def _variable(name: str, value: Any) -> Object:

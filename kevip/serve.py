@@ -1,9 +1,10 @@
 """Puts a daemon together from its settings and from what this host is, and runs it until a signal stops it."""
 
 import signal
+from collections.abc import Callable
 from functools import partial
 
-from kevip.check.preflight import Host, locate, preflight
+from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy
 from kevip.config import Config, Endpoint
 from kevip.daemon import STOPS, Daemon
 from kevip.dataplane import conntrack
@@ -11,17 +12,22 @@ from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Plane
 from kevip.dataplane.rules import Proxy
 from kevip.dataplane.ruleset import Ruleset
+from kevip.election import ucarp, vrrpd
+from kevip.election.engine import Engine, Tell
+from kevip.election.keepalived import KeepalivedEngine
 from kevip.election.standing import UcarpEngine
-from kevip.election.ucarp import Candidacy
 from kevip.errors import HostError, KevipError
 from kevip.health.ask import ask
 from kevip.health.prober import PATIENCE, Judge, Prober
 from kevip.health.watch import Watch
 from kevip.host import kernel, lock, route
+from kevip.host.interface import Placement
 from kevip.loop import Loop
 from kevip.status.record import Health, Record
 from kevip.status.reporter import Reporter
 from kevip.status.runfile import StateFile
+
+Candidacy = ucarp.Candidacy | vrrpd.Candidacy
 
 
 def serve(config: Config) -> None:
@@ -33,13 +39,15 @@ def serve(config: Config) -> None:
     daemon = Daemon(loop)
     with loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
         host = preflight(config)
-        kernel.drop_privileges()
+        kernel.drop_privileges([vrrpd.REALTIME_NEEDS] if config.engine == "keepalived" else [])
         with lock.take(config.vip):
-            plane, reporter = _build(config, host, loop, daemon)
+            candidacy = _candidacy(config, host)
+            plane, reporter = _build(config, host, candidacy, loop, daemon)
             if config.metrics:
                 _serve_metrics(config.metrics, reporter.record)
             StateFile(config.run_dir, config.vip).prepare()
             _prepare(config, host, plane, reporter)
+            _tell_standing(candidacy, reporter)
             try:
                 daemon.run()
             finally:
@@ -47,7 +55,7 @@ def serve(config: Config) -> None:
                     signal.signal(number, signal.SIG_IGN)
 
 
-def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:
+def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:
     """Give the daemon its parts; return those that are wanted before it runs."""
     now = loop.now()
     record = Record(
@@ -56,7 +64,7 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
         vip_id=config.vip_id,
         interface=host.placement.interface,
         dataplane=host.backend.name,
-        patience=config.advbase * config.dead_ratio + config.advskew / 256,
+        patience=candidacy.patience,
         started=now,
         turned=now,
         since=now,
@@ -70,7 +78,7 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
     plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
     daemon.attach(
-        engine=UcarpEngine(_candidacy(config, host), loop, reporter, daemon.tell, partial(locate, config)),
+        engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,
         announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
         watch=Watch(
@@ -87,8 +95,17 @@ def _build(config: Config, host: Host, loop: Loop, daemon: Daemon) -> tuple[Plan
     return plane, reporter
 
 
+def _engine(candidacy: Candidacy, loop: Loop, reporter: Reporter, tell: Tell, find: Callable[[], Placement]) -> Engine:
+    """Return what elects."""
+    if isinstance(candidacy, ucarp.Candidacy):
+        return UcarpEngine(candidacy, loop, reporter, tell, find)
+    return KeepalivedEngine(candidacy, loop, reporter, tell, find)
+
+
 def _candidacy(config: Config, host: Host) -> Candidacy:
-    return Candidacy(
+    if config.engine == "keepalived":
+        return vrrp_candidacy(config, host.placement)
+    return ucarp.Candidacy(
         vip=config.vip, vip_id=config.vip_id, interface=host.placement.interface, source=host.placement.source,
         password=config.password, advbase=config.advbase, advskew=config.advskew, dead_ratio=config.dead_ratio,
         preempt=config.preempt, broadcast=config.broadcast,
@@ -111,7 +128,7 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
         interface=name,
         source=str(host.placement.source),
         vip_id=config.vip_id,
-        advskew=config.advskew,
+        engine=config.engine,
         dataplane=host.backend.name,
         dataplane_reason=host.backend_reason,
     )
@@ -126,6 +143,23 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
     if config.target and not conntrack.picks_up_connections():
         hint = "a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
         log.warning("conntrack.strict", hint=hint)
+
+
+def _tell_standing(candidacy: Candidacy, reporter: Reporter) -> None:
+    """Say how this host stands for election, and what is not as good about that as it could be."""
+    if isinstance(candidacy, ucarp.Candidacy):
+        reporter.log.info("election.standing", advbase=candidacy.advbase, advskew=candidacy.advskew)
+        return
+    log, seconds = reporter.log, candidacy.interval
+    log.info("election.standing", advert_interval=seconds, priority=candidacy.priority, vrrp=candidacy.version)
+    if not candidacy.realtime:
+        hint = f"without capability SYS_NICE, a busy host may be taken for dead: adverts every {seconds:g} s"
+        log.warning("election.not_realtime", hint=hint)
+    if vrrpd.is_in_clear(candidacy):
+        hint = (
+            "a password of up to 8 letters and digits is in each advert, for peers without kevip: a longer one is not"
+        )
+        log.warning("election.password_in_clear", hint=hint)
 
 
 def _serve_metrics(endpoint: Endpoint, record: Record) -> None:

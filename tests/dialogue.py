@@ -26,10 +26,10 @@ from kevip.core.states import Instance, State, Then, Traits, check, next_due
 
 PEER, OTHER = IPv4Address("192.0.2.2"), IPv4Address("192.0.2.3")
 
-SLOW = Traits(interval=1.05, patience=3.05, lateness=1.1, farewell=3.5, farewell_alone=2.5)
+SLOW = Traits(interval=1.05, patience=3.05, lateness=1.1, farewell=3.5, farewell_alone=2.5, waits=True, reranks=False)
 """An engine as slow, and as late, as ucarp."""
 
-QUICK = Traits(interval=0.1, patience=0.4, lateness=0.0, farewell=0.5, farewell_alone=0.5)
+QUICK = Traits(interval=0.1, patience=0.4, lateness=0.0, farewell=0.5, farewell_alone=0.5, waits=False, reranks=True)
 """An engine as quick as keepalived can be."""
 
 LETS_GO = [Do.HUSH, Apply(Level.RULES)]

@@ -4,25 +4,27 @@ from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address
 
-from kevip.check import election, rules, traffic
-from kevip.check.preflight import PACKAGES, Fitness, examine
+from kevip.check import election, rules, traffic, vrrp
+from kevip.check.preflight import Fitness, examine, packages, vrrp_candidacy
 from kevip.check.report import Finding, failed, ok, warning
 from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.lease import leases
-from kevip.dataplane.select import base_chains, installed
+from kevip.dataplane.select import base_chains, installed, save_all
 from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
+from kevip.election.vrrpd import default_interval
 from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask
-from kevip.host import kernel, lock, route
-from kevip.host.interface import Interface
+from kevip.host import kernel, lock, nfnetlink, route
+from kevip.host.interface import Interface, Placement
 from kevip.status.runfile import StateFile
 
 _PING = Check(kind="icmp")
 _PATIENCE = 2.0  # seconds for TARGET to answer
-_LONGEST = 60.0  # seconds to listen at most, if nobody says for how long
+# Seconds to listen, if nobody says for how long: at least, for ARP has to be asked and answered too, and at most.
+_SHORTEST, _LONGEST = 2.0, 60.0
 
 
 def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
@@ -30,7 +32,11 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
 
     What the start refuses is told in its words; what cannot be looked at because of that is left out.
     """
-    seconds = seconds or min((config.dead_ratio + 1) * config.advbase, _LONGEST)  # its adverts missed, and one more
+    interval = (
+        config.advbase if config.engine == "ucarp" else config.advert_interval or default_interval(realtime=False)
+    )
+    missed = (config.dead_ratio + 1) * interval  # its adverts, and one more
+    seconds = seconds or min(max(missed, _SHORTEST), _LONGEST)
     fitness = examine(config)
     yield from _start(config, fitness)
     if place := fitness.placement:
@@ -70,7 +76,7 @@ def _attempt(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:
 
 def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
     place = fitness.placement
-    yield from _told(fitness, "programs", ", ".join(PACKAGES))
+    yield from _told(fitness, "programs", ", ".join(packages(config)))
     yield from _told(fitness, "capabilities", ", ".join(kernel.CAPABILITIES))
     problem = StateFile(config.run_dir, config.vip).problem()
     yield failed("run dir", problem) if problem else ok("run dir", str(config.run_dir))
@@ -94,6 +100,8 @@ def _kevip(vip: IPv4Address, fitness: Fitness) -> Finding:
 def _multicast(config: Config, here: Interface) -> Finding:
     if config.broadcast:
         return ok("multicast", "not needed with --broadcast")
+    if config.peers:
+        return ok("multicast", "not needed with --peers")
     if here.multicast:
         return ok("multicast", f"{here.name} can; whether switches pass it (IGMP snooping) is not seen from here")
     found = f"{here.name} does not take multicast: adverts of peers may not be heard"
@@ -102,9 +110,15 @@ def _multicast(config: Config, here: Interface) -> Finding:
 
 
 def _election(config: Config, here: Interface, source: IPv4Address, seconds: float) -> Iterator[Finding]:
+    place = Placement(interface=here.name, source=source)
+    if config.engine == "keepalived":
+        candidacy = vrrp_candidacy(config, place)
+        yield from vrrp.standing(candidacy)
+        yield from rules.hearing(save_all(), nfnetlink.base_chains())
+        yield from vrrp.judge(vrrp.VrrpListener(place, candidacy.group()).listen(seconds), candidacy.group())
+        return
     group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
-    subnets = [each.ip.network for each in here.addresses]
-    heard = election.Listener(here.name, source, group, subnets).listen(seconds)
+    heard = election.CarpListener(place, group, [each.ip.network for each in here.addresses]).listen(seconds)
     yield from election.masters(heard, Interval(config.advbase, config.advskew), config.dead_ratio)
     yield from election.strangers(heard, group)
     yield from election.duplicates(heard, group.vip)

@@ -6,16 +6,21 @@ addresses of those who advertise, too.
 """
 
 import select
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from itertools import chain
 from time import monotonic
+from typing import Generic, TypeVar
 
 from kevip.check.report import Finding, failed, ok, warning
-from kevip.election.adverts import Adverts
-from kevip.election.carp import BadAdvertError, Group, Interval, keeps_backup, signed_for
+from kevip.election.adverts import Adverts, CarpAdverts
+from kevip.election.carp import Advert, Group, Interval, keeps_backup, signed_for
+from kevip.election.packet import BadAdvertError
 from kevip.host.arp import Neighbours
+from kevip.host.interface import Placement
 from kevip.host.wire import Wire
 
 _AGAIN = 0.9  # seconds between ARP probes: a neighbour may miss one
@@ -24,7 +29,11 @@ _SENDERS = 32  # hosts whose address is asked for at most: senders of packets ca
 _SAME_BASE = "set --advbase to the same on all hosts"
 
 
-@dataclass(frozen=True, slots=True)
+Said = TypeVar("Said")  # an advert
+Standing = TypeVar("Standing")  # what it says of its sender
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Stranger:
     """An advert that was none of our group: why, from whom, and for which VIP it was signed if that could be told."""
 
@@ -34,34 +43,37 @@ class Stranger:
 
 
 @dataclass(slots=True, kw_only=True)
-class Heard:
+class Heard(Generic[Standing]):
     """What was heard in some seconds, on the interface with this source address."""
 
     seconds: float
     source: IPv4Address
     ours: bool = False  # whether this host advertises
-    masters: dict[IPv4Address, Interval] = field(default_factory=dict)  # the shortest of each host that does
+    masters: dict[IPv4Address, Standing] = field(default_factory=dict)  # what each host that does says of itself
     strangers: set[Stranger] = field(default_factory=set)
     claims: set[str] = field(default_factory=set)  # the MAC addresses of others that answer for the VIP
     macs: dict[IPv4Address, set[str]] = field(default_factory=dict)  # of those that advertise
 
 
-class Listener:
-    """Hears what goes on around a candidate; raises OSError if it cannot, of the interface say.
+class Listener(ABC, Generic[Said, Standing]):
+    """Hears what goes on around a candidate; raises OSError if it cannot, of the interface say."""
 
-    ``subnets`` are where a stranger's VIP may be.
-    """
-
-    def __init__(self, interface: str, source: IPv4Address, group: Group, subnets: Sequence[IPv4Network]) -> None:
-        self._interface = interface
-        self._group = group
-        self._subnets = [subnet for subnet in subnets if subnet.num_addresses <= _SUBNET]
-        self._vip = Neighbours(interface, group.vip)
+    def __init__(self, place: Placement, vip: IPv4Address, adverts: Adverts[Said]) -> None:
+        self._interface, self._adverts = place.interface, adverts
+        self._vip = Neighbours(place.interface, vip)
         self._senders: dict[IPv4Address, Neighbours] = {}
-        self._adverts = Adverts(interface, source, group)
-        self._heard = Heard(seconds=0, source=source)
+        self._heard: Heard[Standing] = Heard(seconds=0, source=place.source)
 
-    def listen(self, seconds: float) -> Heard:
+    @abstractmethod
+    def _take_in(self, advert: Said) -> IPv4Address:
+        """Note what a master says, and return who it is."""
+
+    def _vip_of(self, error: BadAdvertError) -> IPv4Address | None:
+        """Return the VIP that a stranger's advert is for, if that can be told."""
+        del error
+        return None
+
+    def listen(self, seconds: float) -> Heard[Standing]:
         """Listen for some seconds, then close."""
         self._heard.seconds = seconds
         end, ask = monotonic() + seconds, 0.0
@@ -94,16 +106,13 @@ class Listener:
                 elif ours:
                     self._heard.ours = True
                 else:
-                    shortest = self._heard.masters.get(advert.source, advert.interval)
-                    self._heard.masters[advert.source] = min(shortest, advert.interval)
-                    self._know(advert.source)
+                    self._know(self._take_in(advert))
 
     def _note_stranger(self, error: BadAdvertError) -> None:
         known = any((each.reason, each.source) == (error.reason, error.source) for each in self._heard.strangers)
         if known or len(self._heard.strangers) >= _SENDERS:
             return
-        vip = signed_for(self._group, error.packet, chain(*self._subnets)) if error.reason == "digest" else None
-        self._heard.strangers.add(Stranger(error.reason, error.source, vip))
+        self._heard.strangers.add(Stranger(error.reason, error.source, self._vip_of(error)))
         if error.source:
             self._know(error.source)
 
@@ -114,18 +123,42 @@ class Listener:
             self._senders[source].ask()
 
 
-def masters(heard: Heard, own: Interval, dead_ratio: int) -> Iterator[Finding]:
+class CarpListener(Listener[Advert, Interval]):
+    """Hears a CARP group; ``subnets`` are where a stranger's VIP may be. A master's shortest interval counts."""
+
+    def __init__(self, place: Placement, group: Group, subnets: Sequence[IPv4Network]) -> None:
+        super().__init__(place, group.vip, CarpAdverts(place.interface, place.source, group))
+        self._group = group
+        self._subnets = [subnet for subnet in subnets if subnet.num_addresses <= _SUBNET]
+
+    def _take_in(self, advert: Advert) -> IPv4Address:
+        shortest = self._heard.masters.get(advert.source, advert.interval)
+        self._heard.masters[advert.source] = min(shortest, advert.interval)
+        return advert.source
+
+    def _vip_of(self, error: BadAdvertError) -> IPv4Address | None:
+        return signed_for(self._group, error.packet, chain(*self._subnets)) if error.reason == "digest" else None
+
+
+def masters(heard: Heard[Interval], own: Interval, dead_ratio: int) -> Iterator[Finding]:
     """Say who advertises as master of this group, and whether that fits our timing."""
+    return all_masters(heard, partial(_timing, own=own, dead_ratio=dead_ratio), "try --broadcast, on all hosts")
+
+
+def all_masters(
+    heard: Heard[Standing], judged: Callable[[IPv4Address, Standing], Finding], unheard: str
+) -> Iterator[Finding]:
+    """Say who advertises as master of this group, each one ``judged``; ``unheard`` is what to do if it is not heard."""
     if heard.ours:
         yield ok("election", "this host is master, and advertises")
     elif not heard.masters:
         found = f"no master of this group heard in {heard.seconds:g} s: this host would be it"
-        yield ok("election", found, "if another host is, its adverts do not come here: try --broadcast, on all hosts")
-    for source, interval in sorted(heard.masters.items()):
+        yield ok("election", found, f"if another host is, its adverts do not come here: {unheard}")
+    for source in sorted(heard.masters):
         if source == heard.source:
             yield failed("election", f"another host advertises from {source}, our own address", "give it its own one")
         else:
-            yield _timing(source, interval, own, dead_ratio)
+            yield judged(source, heard.masters[source])
     rivals = sorted(heard.masters.keys() - {heard.source})
     if len(rivals) + heard.ours > 1:
         who = " and ".join(map(str, rivals)) + " and this host" * heard.ours
@@ -144,16 +177,22 @@ def _timing(source: IPv4Address, interval: Interval, own: Interval, dead_ratio: 
     return ok("election", found)
 
 
-def strangers(heard: Heard, group: Group) -> Iterator[Finding]:
+def strangers(heard: Heard[Interval], group: Group) -> Iterator[Finding]:
     """Say which adverts with our id are not of our group."""
+    return all_strangers(heard, group.vhid, lambda each, holds: _stranger(each, group, holds_vip=holds))
+
+
+def all_strangers(
+    heard: Heard[Standing], number: int, judged: Callable[[Stranger, bool], Finding]
+) -> Iterator[Finding]:
+    """Say which adverts with our id are not of our group, each one ``judged``, with whether its sender has the VIP."""
     for each in sorted(heard.strangers, key=str):
         if each.source == heard.source:
             yield failed("other groups", "what advertises on this host has another password", "check with its settings")
         else:
-            holds_vip = bool(each.source and heard.macs.get(each.source, set()) & heard.claims)
-            yield _stranger(each, group, holds_vip=holds_vip)
+            yield judged(each, bool(each.source and heard.macs.get(each.source, set()) & heard.claims))
     if not heard.strangers:
-        yield ok("other groups", f"no adverts of others with id {group.vhid}")
+        yield ok("other groups", f"no adverts of others with id {number}")
 
 
 def _stranger(stranger: Stranger, group: Group, *, holds_vip: bool) -> Finding:
@@ -176,7 +215,7 @@ def _stranger(stranger: Stranger, group: Group, *, holds_vip: bool) -> Finding:
     return warning("other groups", found, advice)
 
 
-def duplicates(heard: Heard, vip: IPv4Address) -> Iterator[Finding]:
+def duplicates(heard: Heard[Standing], vip: IPv4Address) -> Iterator[Finding]:
     """Say who answers ARP for the VIP, and whether that is who should."""
     rightful = {mac: source for source in heard.masters for mac in heard.macs.get(source, ())}
     known = {mac: source for source, macs in heard.macs.items() for mac in macs}

@@ -8,15 +8,15 @@ from typing import TypeVar
 from kevip.config import Config
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.select import save_all, select
+from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
 
 _Found = TypeVar("_Found")
 
-# The programs that kevip runs, and the Debian packages that they come in.
+# The programs that kevip runs besides its engine, and the Debian packages that they come in.
 PACKAGES = {
-    "ucarp": "ucarp", "ip": "iproute2", "conntrack": "conntrack", "setpriv": "util-linux",
-    "bash": "bash",
+    "ip": "iproute2", "conntrack": "conntrack", "setpriv": "util-linux", "bash": "bash",
 }  # fmt: skip
 
 
@@ -58,6 +58,11 @@ class Fitness:
             self.problems.setdefault(about, []).extend(problems)
 
 
+def packages(config: Config) -> dict[str, str]:
+    """Return the programs that kevip runs with these settings, and the Debian packages that they come in."""
+    return {config.engine: config.engine, **PACKAGES}
+
+
 def preflight(config: Config) -> Host:
     """Check this host; raises HostError with every problem found."""
     found = examine(config)
@@ -70,8 +75,9 @@ def preflight(config: Config) -> Host:
 def examine(config: Config) -> Fitness:
     """Find out all that a start needs to know of this host."""
     fitness = Fitness()
-    absent = [program for program in PACKAGES if not command.find(program)]
-    fitness.note("programs", *[f"{each} is not installed: apt-get install {PACKAGES[each]}" for each in absent])
+    wanted = packages(config)
+    absent = [program for program in wanted if not command.find(program)]
+    fitness.note("programs", *[f"{each} is not installed: apt-get install {wanted[each]}" for each in absent])
     lacking = kernel.missing_capabilities()
     for name in lacking:
         way = f"in Docker with --cap-add {name}, in Kubernetes with securityContext.capabilities.add [{name}]"
@@ -128,3 +134,22 @@ def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> 
     """Find where the VIP belongs among these interfaces, or those of this host now; raises HostError, CommandError."""
     shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
     return interface.place(interfaces or interface.listing(), config.vip, config.interface, shared=shared)
+
+
+def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidacy:
+    """Return what this host stands for election with, where it is keepalived's."""
+    realtime = kernel.has_optional(vrrpd.REALTIME_NEEDS)
+    return vrrpd.Candidacy(
+        vip=config.vip,
+        vip_id=config.vip_id,
+        interface=place.interface,
+        source=place.source,
+        password=config.password,
+        interval=config.advert_interval or vrrpd.default_interval(realtime=realtime),
+        priority=config.priority or vrrpd.random_priority(),
+        dead_ratio=config.dead_ratio,
+        preempt=config.preempt,
+        realtime=realtime,
+        peers=config.peers,
+        run_dir=config.run_dir,
+    )

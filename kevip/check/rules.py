@@ -13,6 +13,8 @@ from kevip.host.nfnetlink import Chain
 
 _SHOWN = 3  # rules of others that are shown; there may be thousands
 _OF_IPTABLES = "ip filter FORWARD"  # what iptables-nft makes, and shows, itself
+_INPUT_OF_IPTABLES = "ip filter INPUT"
+_LETS_IN = re.compile(r"^-A \S+ (.* )?-p (112|vrrp|carp) .*-j ACCEPT$", re.MULTILINE).search
 
 # Who makes which table of nftables.
 _OWNERS = {
@@ -45,6 +47,26 @@ def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chai
     if not droppers:
         found = f"policy DROP in {' and '.join(closed)}: a master accepts what goes to TARGET, last of all"
         yield ok("FORWARD", found if closed else "policy ACCEPT")
+
+
+def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Finding]:
+    """Say whether INPUT lets adverts in, which keepalived hears behind it, as far as policies tell."""
+    closed = [name for name, text in saved.items() if policy(text, "filter", "INPUT") == "DROP" and not _LETS_IN(text)]
+    for name in closed:
+        yield warning(
+            "INPUT",
+            f"policy DROP in {name}, and no rule lets IP protocol 112 in: keepalived may hear no master",
+            f"{name} -I INPUT -p 112 -j ACCEPT, or what does that in your firewall",
+        )
+    droppers = [each for each in chains if each.hook == "input" and each.drops and each.path != _INPUT_OF_IPTABLES]
+    for each in droppers:
+        yield warning(
+            "INPUT",
+            f"the policy of {each}{_by(each)} is to drop: keepalived may hear no master",
+            f"if it has no such rule: nft insert rule {each.path} ip protocol 112 accept",
+        )
+    if not (closed or droppers):
+        yield ok("INPUT", "nothing is seen that keeps adverts from keepalived")
 
 
 def translating(backend: Backend, chains: Sequence[Chain], *, movable: bool) -> Iterator[Finding]:

@@ -170,6 +170,11 @@ class _Turn:
         self.set(stuck=0)
         self.become(Stopped(), Reason.STOPPED)
 
+    def proceed(self, token: str) -> None:
+        """Let the engine go on, if it waits."""
+        if token:
+            self.do(msg.Proceed(token))
+
     # The VIP
 
     def hold(self) -> None:
@@ -242,13 +247,14 @@ def _candidate(turn: _Turn, event: msg.Event) -> None:
     match event:
         case msg.Elected(token=token):  # rules and address, then the engine may advertise it, then the neighbours know
             turn.hold()
-            turn.do(msg.Proceed(token), Do.ANNOUNCE)
+            turn.proceed(token)
+            turn.do(Do.ANNOUNCE)
             turn.become(Master(), _reason_to_be_master(turn))
             turn.do(Do.LOOK)
         case msg.Demoted(token=token):
             if isinstance(turn.now_is.state, Joining):
                 _be_backup(turn)
-            turn.do(msg.Proceed(token))
+            turn.proceed(token)
         case msg.Ended(reason=reason):
             turn.rest(reason, retry=reason is Reason.ENGINE)
         case msg.NotStarted():
@@ -281,11 +287,10 @@ def _be_backup(turn: _Turn) -> None:
 def _master(turn: _Turn, event: msg.Event) -> None:
     match event:
         case msg.Elected(token=token):
-            turn.do(msg.Proceed(token))
+            turn.proceed(token)
         case msg.Demoted(token=token):
-            turn.let_go(drain=True)
-            _be_backup(turn)
-            turn.do(msg.Proceed(token))
+            _be_demoted(turn)
+            turn.proceed(token)
         case msg.Ended(reason=reason):
             turn.leave(Then.RETRY, reason)
         case msg.NotStarted():
@@ -305,11 +310,22 @@ def _master(turn: _Turn, event: msg.Event) -> None:
             _weigh_target(turn, detail)
 
 
+def _be_demoted(turn: _Turn) -> None:
+    """Let go of the VIP, for the engine is backup now; but not before another host serves it."""
+    if turn.traits.waits or turn.master():
+        turn.let_go(drain=True)
+        _be_backup(turn)
+        return
+    turn.do(Do.HUSH, Note(what=What.LEAVING, reason=Reason.YIELDED))
+    turn.become(Leaving(Then.STAY, turn.now, turn.now + turn.traits.farewell), Reason.YIELDED)
+    turn.hold()
+
+
 def _rival(turn: _Turn, heard: msg.Heard) -> None:
     """Settle at once who of two masters stays it; an engine that is late would take a second."""
     if heard.at < turn.now - turn.traits.interval - PROMPT:
         return  # the loop comes late to it: that host may be dead
-    if heard.says is Says.STAYS and heard.preferred:
+    if heard.says is Says.STAYS and heard.preferred and turn.traits.lateness:
         turn.do(Note(what=What.YIELDED, who=heard.source), Do.YIELD)
         turn.let_go(drain=True)
         turn.rest(Reason.YIELDED, retry=False)
@@ -320,7 +336,7 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
 def _weigh_target(turn: _Turn, detail: str) -> None:
     """Let a peer take over that reaches TARGET, if there is one.
 
-    Rarely, for it is unelected a while, and where no host reaches TARGET the VIP must not go round. Nor while a
+    Rarely, for it may be unelected a while, and where no host reaches TARGET the VIP must not go round. Nor while a
     late engine may still act on the last goodbye that was heard: it would win unfit, and this host would follow it;
     nor while another master is heard that may yield yet: two that leave would both serve on.
     """
@@ -336,7 +352,10 @@ def _weigh_target(turn: _Turn, detail: str) -> None:
     turn.set(resign_pause=pause, resign_from=now + pause)
     if detail:
         turn.do(Note(what=What.RESIGNED, detail=detail))
-    turn.leave(Then.STAY, Reason.TARGET)
+    if turn.traits.reranks:
+        turn.stand_as_deserved()
+    else:
+        turn.leave(Then.STAY, Reason.TARGET)
 
 
 def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
@@ -345,10 +364,12 @@ def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
             _end_leaving(turn, state, source)
         case msg.Elected(token=token):
             turn.hold()
-            turn.do(Do.END_FAREWELL, msg.Proceed(token), Note(what=What.KEPT), Do.ANNOUNCE)
+            turn.do(Do.END_FAREWELL)
+            turn.proceed(token)
+            turn.do(Note(what=What.KEPT), Do.ANNOUNCE)
             turn.become(Master(), Reason.KEPT)
         case msg.Demoted(token=token):
-            turn.do(msg.Proceed(token))
+            turn.proceed(token)
         case msg.Ended() if state.then is Then.STAY:
             turn.set(state=replace(state, restart=max(turn.now, turn.now_is.started + states.FIRST_RETRY)))
         case msg.NotStarted() if state.then is Then.STAY:

@@ -30,7 +30,7 @@ class Reason(StrEnum):
     LATE = auto()
     FOLLOWED = auto()
     NOBODY = auto()
-    ENGINE = "ucarp"  # it ended, or does not advertise
+    ENGINE = auto()  # it ended, or does not advertise
     UNFIT = auto()
     TARGET = auto()
     KEPT = auto()

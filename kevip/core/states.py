@@ -29,6 +29,8 @@ class Traits:
     lateness: float  # by how much it may be late to know of an advert
     farewell: float  # that a goodbye takes until a peer has acted on it, in stages
     farewell_alone: float  # and without stages
+    waits: bool  # for our answer before it advertises: a host that is heard as master serves
+    reranks: bool  # while it runs, and hosts that are fit take over from one that is not
 
 
 class Engine(Enum):
@@ -44,7 +46,7 @@ class Then(Enum):
 
     STOP = auto()
     RETRY = auto()
-    STAY = auto()  # it stands for election meanwhile: if nobody that is fit takes over, it stays master
+    STAY = auto()  # it stands for election meanwhile: if nobody else takes over, it may stay master
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ TABLE: dict[tuple[type[State], type[State]], str] = {
     (Backup, Down): "the engine ended",
     (Backup, Stopped): "stop",
     (Master, Backup): "the engine says backup",
-    (Master, Leaving): "stop; the engine ended; it cannot serve; TARGET is not reached",
+    (Master, Leaving): "stop; the engine ended, or says backup too soon; it cannot serve; TARGET is not reached",
     (Master, Down): "a preferred master is heard; the takeover failed; another one serves already",
     (Master, Stopped): "stop, and another one serves already",
     (Leaving, Master): "stays: nobody that is fit took over, and it was elected again",

@@ -12,19 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from kevip.errors import KevipError
-
-GROUP = IPv4Address("224.0.0.18")
-PROTOCOL = 112
-TTL = 255
+from kevip.election.packet import GROUP, TTL, BadAdvertError, checksum, header, summed, wrap
 
 _VERSION, _TYPE, _AUTHLEN = 2, 1, 7
 _KIND = _VERSION << 4 | _TYPE
 _PAYLOAD = struct.Struct("!BBBBBBHQ20s")
-_IP = struct.Struct("!BBHHHBBH4s4s")
-_LOW_DELAY, _DONT_FRAGMENT = 0x10, 0x4000
-
-FLAWS = ("truncated", "malformed", "version", "ttl", "checksum", "digest")  # what can be wrong with an advert
+_LOW_DELAY = 0x10  # the type of service
 
 # The longest interval. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.
 MOST_BASE, MOST_SKEW = 255, 254
@@ -34,18 +27,6 @@ UNFIT = 204  # added to the skew of a host that should be master only if no othe
 _STAGES = ((0.0, 9), (0.5, 17))  # when backups take over with a skew below that: thirds of the default range, 1 to 25
 _REPEATED = 0.5  # when a stage is said again: an advert may be lost
 _LAST = 1.1  # that hosts which are fit have before the others: ucarp may be that late
-
-
-class BadAdvertError(KevipError):
-    """A packet that is no valid advert, though it may be meant for our group.
-
-    ``reason`` is one of FLAWS: version is VRRP's, which shares the protocol number, ttl that of a packet that came
-    through a router, digest that of another password or VIP. Sender and packet are given as far as they can be told.
-    """
-
-    def __init__(self, reason: str, source: IPv4Address | None = None, packet: bytes = b"") -> None:
-        super().__init__(f"bad advert: {reason}")
-        self.reason, self.source, self.packet = reason, source, packet
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,23 +67,17 @@ class Advert:
 
 def build(group: Group, advert: Advert) -> bytes:
     """Return an advert as an IPv4 packet."""
-    interval, counter, addresses = advert.interval, advert.counter, (advert.source.packed, GROUP.packed)
+    interval, counter = advert.interval, advert.counter
     fields = _KIND, group.vhid, interval.advskew, _AUTHLEN, 0, interval.advbase
-    body = _summed(_PAYLOAD, fields, (counter, group.digest(counter)))
-    length, identity = _IP.size + len(body), counter & 0xFFFF
-    return _summed(_IP, (0x45, _LOW_DELAY, length, identity, _DONT_FRAGMENT, TTL, PROTOCOL), addresses) + body
-
-
-def _summed(form: struct.Struct, before: tuple[int, ...], behind: tuple[int | bytes, ...]) -> bytes:
-    """Pack fields with the checksum over all of them in between."""
-    return form.pack(*before, checksum(form.pack(*before, 0, *behind)), *behind)
+    body = summed(_PAYLOAD, fields, (counter, group.digest(counter)))
+    return wrap(advert.source, body, identity=counter & 0xFFFF, service=_LOW_DELAY)
 
 
 def parse(group: Group, packet: bytes) -> Advert | None:
     """Return the advert in an IPv4 packet, None if it is of another group; raises BadAdvertError and nothing else."""
-    source, target, ttl, start = _parse_ip(packet)
-    body = packet[start:]
-    if target != GROUP or body[1:2] not in (b"", group.vhid.to_bytes()):
+    head = header(packet)
+    source, body = head.source, packet[head.start :]
+    if head.target != GROUP or body[1:2] not in (b"", group.vhid.to_bytes()):
         return None
     if _is_vrrp(body):
         raise BadAdvertError("version", source)
@@ -111,8 +86,8 @@ def parse(group: Group, packet: bytes) -> Advert | None:
     kind, _, advskew, _, _, advbase, _, counter, digest = _PAYLOAD.unpack_from(body)
     flaws = {
         "version": kind != _KIND,
-        "ttl": ttl != TTL,
-        "checksum": checksum(packet[: start + _PAYLOAD.size]) != 0,
+        "ttl": head.ttl != TTL,
+        "checksum": checksum(packet[: head.start + _PAYLOAD.size]) != 0,
         "digest": not hmac.compare_digest(digest, group.digest(counter)),
     }
     if reason := next((flaw for flaw, found in flaws.items() if found), None):
@@ -128,30 +103,9 @@ def _is_vrrp(body: bytes) -> bool:
 
 def signed_for(group: Group, packet: bytes, candidates: Iterable[IPv4Address]) -> IPv4Address | None:
     """Return the VIP for which an advert was signed with the group's password; None if it is none of the candidates."""
-    _, _, _, start = _parse_ip(packet)
-    *_, counter, digest = _PAYLOAD.unpack_from(packet, start)
+    *_, counter, digest = _PAYLOAD.unpack_from(packet, header(packet).start)
     found = (vip for vip in candidates if hmac.compare_digest(digest, replace(group, vip=vip).digest(counter)))
     return next(found, None)
-
-
-def _parse_ip(packet: bytes) -> tuple[IPv4Address, IPv4Address, int, int]:
-    """Return source, target and TTL of an IPv4 packet of protocol 112, and where its payload starts."""
-    if len(packet) < _IP.size:
-        raise BadAdvertError("truncated")
-    first, _, _, _, _, ttl, protocol, _, source, target = _IP.unpack_from(packet)
-    start = (first & 0xF) * 4
-    if first >> 4 != 4 or protocol != PROTOCOL or start < _IP.size:  # noqa: PLR2004 - IPv4
-        raise BadAdvertError("malformed")
-    return IPv4Address(source), IPv4Address(target), ttl, start
-
-
-def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of the data; 0 if the data holds a right one."""
-    padded = data + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    while total > 0xFFFF:  # noqa: PLR2004 - 16 bits
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 Farewell = list[tuple[float, Interval]]  # adverts to say goodbye with, and how many seconds after the beginning

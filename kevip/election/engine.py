@@ -18,7 +18,7 @@ class Teller(Protocol):
     def warn_once(self, event: str, subject: object, **context: object) -> None:
         """Warn of something about a subject, unless that was done a short while ago."""
 
-    def count(self, what: Literal["bad_adverts", "ucarp_starts"], kind: str = "") -> None:
+    def count(self, what: Literal["bad_adverts", "engine_starts"], kind: str = "") -> None:
         """Count one more of that."""
 
 

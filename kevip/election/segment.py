@@ -10,9 +10,10 @@ from ipaddress import IPv4Address
 from math import inf
 
 from kevip.core.messages import Heard, Says
-from kevip.election.adverts import Adverts
-from kevip.election.carp import MOST_BASE, Advert, BadAdvertError, Farewell, Group, Interval, farewell, keeps_backup
+from kevip.election.adverts import CarpAdverts
+from kevip.election.carp import MOST_BASE, Advert, Farewell, Group, Interval, farewell, keeps_backup
 from kevip.election.engine import Tell, Teller
+from kevip.election.packet import BadAdvertError
 from kevip.election.ucarp import Candidacy, key
 from kevip.host.interface import Placement
 from kevip.loop import Loop
@@ -38,7 +39,8 @@ class Segment:
         self.own = Interval(candidacy.advbase, candidacy.advskew)
         self.advertised: float | None = None
         self.left = -inf
-        self._adverts: Adverts | None = None
+        self.place: Placement | None = None
+        self._adverts: CarpAdverts | None = None
         self._superiors: dict[IPv4Address, float] = {}
         self._farewell: Farewell = []
         self._give_up: tuple[float, Callable[[], None]] | None = None
@@ -47,7 +49,8 @@ class Segment:
         """Hear the adverts where ucarp will: the interface may be another one than it was. Raises OSError."""
         self._shut()
         group = Group(vhid=self._candidacy.vip_id, vip=self._candidacy.vip, key=key(self._candidacy.password))
-        adverts = self._adverts = Adverts(place.interface, place.source, group)
+        adverts = self._adverts = CarpAdverts(place.interface, place.source, group)
+        self.place = place
         self._loop.watch(adverts.others, partial(self._on_adverts, adverts, place.source))
         self._loop.watch(adverts.own, self.hear_own)
 
@@ -75,7 +78,7 @@ class Segment:
         """Whether such a host is heard now, as far as can be told."""
         return bool(self.master(self.own.seconds + LATE))
 
-    def _on_adverts(self, adverts: Adverts, here: IPv4Address) -> None:
+    def _on_adverts(self, adverts: CarpAdverts, here: IPv4Address) -> None:
         for at, heard in adverts.hear():
             if isinstance(heard, BadAdvertError):
                 reason, source = heard.reason, str(heard.source or "unknown")
@@ -162,4 +165,4 @@ class Segment:
     def _send(self, interval: Interval) -> None:
         with suppress(OSError):  # the interface is down: nobody would hear it
             if self._adverts and interval.advbase <= MOST_BASE:
-                self._adverts.send(interval, broadcast=self._candidacy.broadcast)
+                self._adverts.advertise(interval, broadcast=self._candidacy.broadcast)

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from kevip.core.instance import LOOK_AGAIN, TICK
+from kevip.core.instance import LOOK_AGAIN
 from kevip.core.messages import Demoted, Elected, Ended, Reason
 from kevip.core.states import Traits
+from kevip.election.care import Care
 from kevip.election.carp import MOST_SKEW, UNFIT, Interval
+from kevip.election.child import hint_at_end
 from kevip.election.engine import Tell, Teller
 from kevip.election.segment import LATE, Segment
 from kevip.election.ucarp import Candidacy, Hook, Message, Request, Ucarp, understand
@@ -24,87 +26,6 @@ from kevip.loop import Loop
 # Seconds to wait for a peer to take over, where one was heard before, and where none was: backups are silent. That is
 # what a goodbye takes, with and without its first stages, until a backup has acted on it whose ucarp is late.
 FAREWELL, FAREWELL_ALONE = 3.5, 2.5
-GLANCE = 0.25  # seconds between looks at whether adverts go out
-
-
-class _Care:
-    """Looks after a ucarp that runs at a place, and has it ended where it is of no use."""
-
-    def __init__(self, child: Ucarp, place: Placement, engine: "UcarpEngine") -> None:
-        self._child, self.place, self._engine = child, place, engine
-        self._loop, self._log, self._segment = engine.loop, engine.teller.log, engine.segment
-        self._is_guarded = True
-        self._loop.watch(child.watchdog, self._on_watchdog)
-        self._loop.after(TICK, self._look_after)
-        if self._segment.advertised is not None:
-            self.expect_adverts()
-
-    def end(self) -> None:
-        """Look after it no more."""
-        if self._is_guarded:
-            self._loop.forget(self._child.watchdog)
-        self._loop.cancel(self._look_after, self._glance)
-
-    @property
-    def is_linked(self) -> bool:
-        """Whether the interface is up, and has a carrier."""
-        return interface.is_running(self.place.interface)
-
-    def expect_adverts(self) -> None:
-        """See to it that a master advertises."""
-        self._loop.after(GLANCE, self._glance)
-
-    def _on_watchdog(self) -> None:
-        """Replace a watchdog that was killed: a daemon that hangs would keep ucarp advertising."""
-        self._loop.forget(self._child.watchdog)
-        try:
-            self._child.guard_anew()
-        except (KevipError, OSError) as error:
-            self._is_guarded = False
-            self._log.error("ucarp.unguarded", error=str(error), hint="ucarp is ended, and started anew")
-            self._engine.end()
-            return
-        self._log.warning("watchdog.replaced", hint="it was killed: see dmesg for memory that ran out")
-        self._loop.watch(self._child.watchdog, self._on_watchdog)
-
-    def _look_after(self) -> None:
-        """End a ucarp that is of no use where it is, to have it started anew."""
-        self._loop.after(TICK, self._look_after)
-        child, is_master = self._child, self._segment.advertised is not None
-        if child.killed:
-            return
-        if not is_master and child.is_frozen():
-            self._log.error("ucarp.frozen", hint=f"ucarp ({child.pid}) was stopped: it is ended")
-            self._engine.end()
-        elif not self.is_linked:
-            if not is_master:  # it would sleep for 10 s at a time, as a backup
-                self._engine.end(Reason.UNLINKED)
-        elif self._has_moved():
-            self._log.warning("ucarp.moved", was=str(self.place.source), hint="the address of this host has changed")
-            self._engine.end(Reason.MOVED)
-        else:
-            self._engine.rerank_if_settled()
-
-    def _has_moved(self) -> bool:
-        """Whether another address is this host's source now: ucarp would take adverts from the old one for its own."""
-        if interface.first_address(self.place.interface) == self.place.source:
-            return False
-        try:
-            return self._engine.locate() != self.place
-        except KevipError:
-            return False  # it has none just now: if that stays, peers hear no more of it
-
-    def _glance(self) -> None:
-        """End a ucarp that is master and does not advertise any more: a peer takes over soon anyway."""
-        self._segment.hear_own()
-        if self._segment.advertised is None:
-            return
-        if self._loop.now() - self._segment.advertised > self._segment.own.seconds + LATE:
-            hint = f"ucarp ({self._child.pid}) does not advertise: it is ended"
-            self._log.error("election.silent", hint=hint)
-            self._engine.end()
-        else:
-            self.expect_adverts()
 
 
 class UcarpEngine:
@@ -119,10 +40,12 @@ class UcarpEngine:
         self.goodbye, self.end_goodbye, self.yields = segment.goodbye, segment.end_goodbye, segment.yields
         self.traits = Traits(
             interval=segment.own.seconds,
-            patience=candidacy.advbase * candidacy.dead_ratio + candidacy.advskew / 256,
+            patience=candidacy.patience,
             lateness=LATE,
             farewell=FAREWELL,
             farewell_alone=FAREWELL_ALONE,
+            waits=True,
+            reranks=False,
         )
         self._child: Ucarp | None = None
         self._run, self._fit, self._anew = 0, True, False
@@ -155,11 +78,16 @@ class UcarpEngine:
         )
         child = self._child = Ucarp(candidacy)
         self._ends = Reason.ENGINE
-        self.teller.count("ucarp_starts")
+        self.teller.count("engine_starts")
         self.loop.watch(child.channel, partial(self._on_hooks, child))
         self.loop.watch(child.stderr, partial(self._on_lines, child))
         self.loop.watch(child.pidfd, partial(self._on_exit, child))
-        self._care = _Care(child, place, self)
+        self._care = Care(child, self)
+
+    @property
+    def silence(self) -> float:
+        """See ``Cared``."""
+        return self.segment.own.seconds + LATE
 
     # What the core asks for
 
@@ -243,7 +171,11 @@ class UcarpEngine:
         """Whether ucarp, as master, gives way to one that has let go since, for it hears of all that late."""
         segment = self.segment
         has_left = not segment.is_led() and self.loop.now() - segment.left <= 2 * LATE
-        return segment.advertised is not None and has_left and self._care.is_linked
+        return segment.advertised is not None and has_left and self._is_running()
+
+    def _is_running(self) -> bool:
+        place = self.segment.place
+        return place is not None and interface.is_running(place.interface)
 
     def _on_lines(self, child: Ucarp) -> None:
         for line in child.lines():
@@ -266,10 +198,10 @@ class UcarpEngine:
             self.loop.forget(source)
         status = child.close()
         self._asked.clear()
-        if self._anew:
+        if self._anew and self.segment.place:
             self._anew = False
             try:
-                self._spawn(self._care.place)
+                self._spawn(self.segment.place)
             except (KevipError, OSError) as error:
                 self._log.error("ucarp.not_started", error=str(error))
             else:
@@ -277,10 +209,8 @@ class UcarpEngine:
         self._child = self.segment.advertised = None
         self.segment.end_bridge()
         if not child.killed:
-            hint = "it said why in ucarp.message, if it knew"
-            if status < 0:
-                why = "by the watchdog if kevip stalled, else see dmesg for memory that ran out"
-                hint = f"ended by signal {-status}: {why}"
-            self._log.error("ucarp.exited", status=status, hint=hint)
-        unlinked = self._ends is Reason.ENGINE and not self._care.is_linked
+            self._log.error(
+                "ucarp.exited", status=status, hint=hint_at_end(status) or "it said why in ucarp.message, if it knew"
+            )
+        unlinked = self._ends is Reason.ENGINE and not self._is_running()
         self._tell(Ended(self._run, Reason.UNLINKED if unlinked else self._ends))

@@ -6,7 +6,6 @@ token, and waits for the answer with that token. The socket ends with either sid
 belongs to this one child: a hook left over from an earlier child cannot speak for this one.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,16 +15,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
-from pathlib import Path
-from subprocess import Popen
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO
 
-from kevip.errors import HostError
-from kevip.host import command
+from kevip.election.child import HOOKS, Child
 
-HOOKS = Path(__file__).parent / "hooks"
 _KEY_LENGTH = 19  # bytes that ucarp takes as a password; with one more it says "Password too long"
-_PIPE = 1 << 20  # bytes that ucarp may have to say before it has to wait for us: with each bad advert it says a line
 
 
 class Hook(StrEnum):
@@ -57,6 +51,11 @@ class Candidacy:
     dead_ratio: int
     preempt: bool
     broadcast: bool
+
+    @property
+    def patience(self) -> float:
+        """The seconds after which it takes a silent master for dead."""
+        return self.advbase * self.dead_ratio + self.advskew / 256
 
 
 def argv(candidacy: Candidacy, *, password_fd: int) -> list[str]:
@@ -111,58 +110,19 @@ def understand(line: str) -> tuple[Message, str]:
     return next((each for each, begins in _BEGINNINGS.items() if text.startswith(begins)), Message.OTHER), text
 
 
-class Ucarp:
-    """A running ucarp. Killed by the kernel if this process dies.
+class Ucarp(Child):
+    """A running ucarp; ``channel`` carries the hooks' requests."""
 
-    ``channel`` carries the hooks' requests, ``stderr`` ucarp's lines; ``pidfd`` is readable when it has ended, and
-    ``watchdog`` when its watchdog has. ``killed`` is whether it was the daemon that ended it.
-    """
+    program = "ucarp"
+    flood = _FLOOD.encode()
 
     def __init__(self, candidacy: Candidacy) -> None:
-        if not all(os.access(HOOKS / name, os.X_OK) for name in ("vip-up", "vip-down", "watchdog")):
-            raise HostError(f"the scripts in {HOOKS} are not executable: install kevip again")
-        self.killed = False
-        self._rest = b""
-        with ExitStack() as parts:  # a ucarp without all of them is ended: nobody would know of it
+        with ExitStack() as parts, _readable(key(candidacy.password) + b"\n") as password:
             self.channel, hooks_end = socket.socketpair()
             parts.enter_context(self.channel)
-            with hooks_end, _readable(key(candidacy.password) + b"\n") as password:
-                fd = password.fileno()
-                self._child = command.spawn(argv(candidacy, password_fd=fd), stdin=hooks_end, pass_fds=[fd])
-            parts.callback(_end, self._child)
-            self.pid = self._child.pid
-            self.pidfd = os.pidfd_open(self.pid)
-            parts.callback(os.close, self.pidfd)
-            self.stderr = cast(IO[bytes], self._child.stderr).fileno()
-            os.set_blocking(self.stderr, False)
-            with suppress(OSError):  # who may not have more has what all have
-                fcntl.fcntl(self.stderr, fcntl.F_SETPIPE_SZ, _PIPE)
-            self._beat, self._watchdogs_end = map(parts.enter_context, socket.socketpair())
-            self._beat.setblocking(False)
-            self._guard()
-            parts.callback(self._unguard)
-            self._parts = parts.pop_all()
-
-    def _guard(self) -> None:
-        """Start a watchdog, which ends ucarp when the daemon hangs."""
-        self._watchdog = command.spawn([str(HOOKS / "watchdog"), str(self.pid)], stdin=self._watchdogs_end)
-        self.watchdog = os.pidfd_open(self._watchdog.pid)
-
-    def guard_anew(self) -> None:
-        """Replace a watchdog that has ended; raises CommandError, OSError."""
-        ended, pidfd = self._watchdog, self.watchdog
-        self._guard()
-        os.close(pidfd)
-        _end(ended)
-
-    def _unguard(self) -> None:
-        os.close(self.watchdog)
-        _end(self._watchdog)
-
-    def beat(self) -> None:
-        """Tell the watchdog that the daemon is well; without this, it ends ucarp after 5 s."""
-        with suppress(OSError):
-            self._beat.send(b"\n")
+            fd = password.fileno()
+            with hooks_end:
+                super().__init__(argv(candidacy, password_fd=fd), parts, stdin=hooks_end, pass_fds=[fd])
 
     def requests(self) -> list[Request]:
         """Return what hooks have asked for; each of them waits for an answer."""
@@ -175,41 +135,6 @@ class Ucarp:
         """Let the hook that waits, and with it ucarp, go on."""
         with suppress(OSError):  # both are gone: that is an event of its own
             self.channel.sendall(f"ok {request.token}\n".encode())
-
-    def lines(self) -> list[str]:
-        """Return the complete lines that ucarp has written: all of them, for it waits while the pipe is full.
-
-        But for those of which there may be a flood: the daemon hears such adverts itself.
-        """
-        with suppress(BlockingIOError):
-            while read := os.read(self.stderr, _PIPE):
-                self._rest += read
-                if len(read) < _PIPE:
-                    break
-        *lines, self._rest = self._rest.split(b"\n")
-        return [line.decode(errors="replace") for line in lines if _FLOOD.encode() not in line]
-
-    def is_frozen(self) -> bool:
-        """Whether ucarp was stopped (SIGSTOP, a debugger) and advertises nothing; state in proc(5)."""
-        with suppress(OSError):  # it has ended: that is an event of its own
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-        return False
-
-    def kill(self) -> None:
-        """End ucarp at once; it runs no hook and advertises no more."""
-        self.killed = True
-        self._child.kill()
-
-    def close(self) -> int:
-        """Free what belongs to a ucarp that has ended, and return its exit status (negative: a signal)."""
-        status = self._child.wait()
-        self._parts.close()
-        return status
-
-
-def _end(child: Popen[bytes]) -> None:
-    with child:  # waits for it, and closes its pipe
-        child.kill()
 
 
 def _readable(content: bytes) -> BinaryIO:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Literal
 from urllib.parse import urlsplit
 
-from kevip.election.carp import checksum
+from kevip.election.packet import checksum
 
 _ECHO, _ECHO_REPLY = b"\x08\0", b"\0"  # ICMP: type and code of what is sent, the type of what comes back
 _OK = range(200, 400)

@@ -2,16 +2,17 @@
 
 import ctypes
 import os
-import struct
+from collections.abc import Collection
 from pathlib import Path
 
 from kevip.errors import HostError
+from kevip.host.confine import confine
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}  # those that kevip needs, by their bit (linux/capability.h)
+OPTIONAL = {"SYS_NICE": 23}  # those that it makes use of, likewise
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38  # linux/prctl.h
-_CAPABILITY_VERSION_3 = 0x20080522  # the interface of capset(2) that has 64 capabilities
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _ARG_START, _ARG_END = 48, 49  # fields of /proc/self/stat (proc(5))
 
@@ -23,25 +24,32 @@ def uptime() -> float:
 
 def missing_capabilities() -> list[str]:
     """Return which of the needed capabilities this process lacks."""
+    return [name for name, bit in CAPABILITIES.items() if not _has(bit)]
+
+
+def has_optional(name: str) -> bool:
+    """Whether this process has one of the optional capabilities."""
+    return _has(OPTIONAL[name])
+
+
+def _has(bit: int) -> bool:
     status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    return [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> bit & 1)
 
 
-def drop_privileges() -> None:
+def drop_privileges(optional: Collection[str] = ()) -> None:
     """Give up all capabilities but those that kevip needs, for this process and what it will start; raises HostError.
+
+    Of the ``optional`` ones, those stay that are there.
 
     Root's programs would get them back, but for the bounding set and no_new_privs. Each thread has its own, so there
     must not be others yet.
     """
+    kept = [*CAPABILITIES.values(), *(OPTIONAL[name] for name in optional if has_optional(name))]
     for bit in range(64):
-        if bit not in CAPABILITIES.values() and _LIBC.prctl(_PR_CAPBSET_READ, bit, 0, 0, 0) == 1:
+        if bit not in kept and _LIBC.prctl(_PR_CAPBSET_READ, bit, 0, 0, 0) == 1:
             _LIBC.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0)  # without SETPCAP it fails, and no_new_privs does the same
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
-    kept = sum(1 << bit for bit in CAPABILITIES.values())
-    inherited = kept if os.geteuid() else 0  # who is not root passes on the ambient ones, which need this
-    sets = struct.pack("6I", kept, kept, inherited, 0, 0, 0)
-    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _LIBC.capset(header, sets):
+    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or not confine(kept):
         raise HostError(f"cannot give up privileges: {os.strerror(ctypes.get_errno())}")
 
 

@@ -50,15 +50,19 @@ def _filter(*tests: Test, outgoing: bool = False) -> list[Instruction]:
     return program
 
 
-def adverts(protocol: int, group: IPv4Address, vhid: int, *, outgoing: bool) -> list[Instruction]:
+def adverts(
+    protocol: int, group: IPv4Address, vhid: int, *, outgoing: bool, unicast: bool = False
+) -> list[Instruction]:
     """Return the filter for whole packets of an IPv4 protocol to a group, with an id as second byte of their payload.
+
+    With ``unicast``, for those to anybody else.
 
     The kernel does that for us: whoever is on the network can send any number of others.
     """
     return _filter(
         ([_load(_LOAD_HALF, 12)], _EQUAL, ETH_P_IP, True),
         ([_load(_LOAD_BYTE, 23)], _EQUAL, protocol, True),
-        ([_load(_LOAD_WORD, 30)], _EQUAL, int(group), True),
+        ([_load(_LOAD_WORD, 30)], _EQUAL, int(group), not unicast),
         ([_load(_LOAD_HALF, 20)], _ANY_BIT, _FRAGMENT, False),
         ([_load(_LOAD_LENGTH, _ETHERNET_HEADER), _load(_LOAD_BEHIND, _ETHERNET_HEADER + 1)], _EQUAL, vhid, True),
         outgoing=outgoing,

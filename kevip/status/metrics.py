@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from kevip.config import Endpoint
 from kevip.core.messages import Role
 from kevip.dataplane.ruleset import Kind
-from kevip.election.carp import FLAWS
+from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
 from kevip.log import logger
 from kevip.status.observe import Facts, Look
@@ -102,12 +102,12 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     yield _gauge("role", "The part that this host has in the election: 1 for one of them.", roles, "role")
     entered = {(role, reason): times for role, each in record.entered.items() for reason, times in dict(each).items()}
     yield _counter("transitions", "Changes to a role, by reason.", entered, "role", "reason")
-    yield _histogram("takeover", "From the hook of ucarp to rules and address in place.", record.takeovers)
+    yield _histogram("takeover", "From being elected to rules and address in place.", record.takeovers)
     yield _histogram("handover", "From the goodbye until another host was heard as master.", record.handovers)
     yield _gauge("build_info", "The version that runs.", {VERSION: 1}, "version")
     yield _gauge("start_time_seconds", "When it started (Unix time).", _date(record.started))
     yield _gauge("loop_turn_timestamp_seconds", "When its loop last turned (Unix time).", _date(record.turned))
-    yield _counter("ucarp_starts", "How often it has started ucarp.", record.ucarp_starts)
+    yield _counter("engine_starts", "How often it has started what elects, ucarp or keepalived.", record.engine_starts)
     repairs = dict.fromkeys(Kind, 0) | record.repairs
     yield _counter("drift_repairs", "What others changed and it repaired, by kind.", repairs, "kind")
     bad = dict.fromkeys(FLAWS, 0) | record.bad_adverts

@@ -38,7 +38,7 @@ PROSE = {
     Reason.LATE: "another one was elected first",
     Reason.FOLLOWED: "another one took over",
     Reason.NOBODY: "no other one took over",
-    Reason.ENGINE: "ucarp ended or does not advertise",
+    Reason.ENGINE: "what elects ended or does not advertise",
     Reason.UNFIT: "this host cannot serve",
     Reason.TARGET: "TARGET does not answer, or does again",
     Reason.KEPT: "no peer that reaches TARGET took over",
@@ -91,7 +91,7 @@ class Record:
     peers: dict[IPv4Address, Moment] = field(default_factory=dict)  # when each of them advertised last
     repairs: Counter[str] = field(default_factory=Counter)
     bad_adverts: Counter[str] = field(default_factory=Counter)
-    ucarp_starts: int = 0
+    engine_starts: int = 0
     health: Health | None = None
     rules: dict[str, list[str]] = field(default_factory=dict)  # that a master has installed, by back end
     claims: dict[str, Moment] = field(default_factory=dict)  # the MAC addresses of others that claim the VIP, and when

@@ -27,9 +27,9 @@ _EVENTS: dict[What, tuple[str, str, Callable[[Note, Record], dict[str, object]]]
         "seconds": round(note.seconds, 3), "hint": "no peer took over: nobody holds the VIP now",
     }),
     What.KEPT: ("warning", "handover.declined", lambda _, __: {
-        "hint": "no peer that reaches TARGET took over: the VIP stays here",
+        "hint": "nobody that should have it took over: the VIP stays here",
     }),
-    What.RETRY: ("error", "ucarp.ended", lambda note, _: {"retry_seconds": note.seconds}),
+    What.RETRY: ("error", "engine.ended", lambda note, _: {"retry_seconds": note.seconds}),
     What.BROKEN: ("error", "core.broken", lambda note, _: {"error": note.detail}),
 }  # fmt: skip
 
@@ -100,12 +100,12 @@ class Reporter:
         ready = ["READY=1"] if record.role in {Role.BACKUP, Role.MASTER} else []
         systemd.notify("WATCHDOG=1", f"STATUS={record.role}: {record.vip} on {record.interface}", *ready)
 
-    def count(self, what: Literal["bad_adverts", "ucarp_starts"], kind: str = "") -> None:
+    def count(self, what: Literal["bad_adverts", "engine_starts"], kind: str = "") -> None:
         """Count one more of what an engine sees."""
         if what == "bad_adverts":
             self.record.bad_adverts[kind] += 1
         else:
-            self.record.ucarp_starts += 1
+            self.record.engine_starts += 1
 
     def drifted(self, drifts: Sequence[tuple[str, str]]) -> None:
         """Tell what others changed, by kind, and that it was repaired."""

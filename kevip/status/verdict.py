@@ -117,7 +117,8 @@ def _of_others(facts: Facts, report: Record) -> Iterator[str]:
         yield f"{failed}: its log says why, at takeover.failed: see to that, and restart kevip"
     if report.role is Role.INIT and facts.age(report.since) > _JOINING:
         reason = PROSE[report.reason]
-        yield f"it takes no part in the election ({reason}): its log says why, at ucarp.* and takeover.failed"
+        log = "at ucarp.* or keepalived.*, and takeover.failed"
+        yield f"it takes no part in the election ({reason}): its log says why, {log}"
     if report.role is Role.BACKUP and (silence := _silence(facts, report)) > 2 * report.patience + _JOINING:
         yield f"nobody advertises: no master was heard for {silence:.0f} s, yet this host stays backup: restart kevip"
 

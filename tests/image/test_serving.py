@@ -41,6 +41,18 @@ def test_a_stop_hands_over_without_a_failed_connect(network: Network, start: Sta
     assert _host(second) == before[second]
 
 
+def test_keepalived_elects_in_containers_too(network: Network, start: Start) -> None:
+    containers = {node: start(node, ENGINE="keepalived").ready() for node in network.nodes}
+    first = network.settled()
+    with Conversations(network.client, VIP, 10) as talks, Probe(network.client, VIP) as probe:
+        assert containers[first].stop() == 0
+        second = network.settled()
+        assert probe.report().failed == 0
+        assert talks.survivors() == 10
+    assert second is not first
+    assert not containers[second].events("election.not_realtime")
+
+
 def _host(node: Namespace) -> tuple[object, ...]:
     return node.addresses(), node.rules(), node.sysctl("net.ipv4.ip_forward")
 

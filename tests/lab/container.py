@@ -50,8 +50,11 @@ class Container:
     @classmethod
     def start(cls, node: Namespace, *, options: Sequence[str] = ("--network=host",), **settings: str) -> Self:
         """Start one, with the rights that it needs and no more, on the host's network."""
+        extra = ["SYS_NICE"] if settings.get("ENGINE") == "keepalived" else []
         variables = [f"--env={name}={value}" for name, value in {**SETTINGS, **settings}.items()]
-        return cls(node, podman(node, "run", "--detach", *rights(), *options, *variables, IMAGE).strip())
+        return cls(
+            node, podman(node, "run", "--detach", *rights([*CAPABILITIES, *extra]), *options, *variables, IMAGE).strip()
+        )
 
     def inspect(self) -> dict[str, Any]:
         """Return what podman knows of it."""

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from itertools import cycle
 
-from kevip.election.carp import Advert, Group, Interval, build, checksum
+from kevip.election.carp import Advert, Group, Interval, build
+from kevip.election.packet import checksum
 from lab.network import CLIENT, VIP
 
 PORTS = 1024, 65536

@@ -14,11 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from lab.network import TARGET, VIP, Namespace, eventually
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
+
+
+on_each_engine = pytest.mark.parametrize("start", ["ucarp", "keepalived"], indirect=True)
+"""Marks tests of what the VIP does, whatever elects."""
 
 
 class Replica:

@@ -35,14 +35,22 @@ def host() -> Iterator[Namespace]:
         space.remove()
 
 
-class Starter:
-    """Starts replicas, and ends what it has started."""
+_MOST = 62
+"""A skew and a priority make that, together."""
 
-    def __init__(self) -> None:
+
+class Starter:
+    """Starts replicas with an engine, and ends what it has started."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
         self.started: list[Replica] = []
 
     def __call__(self, node: Namespace, **settings: Any) -> Replica:
-        """Start a replica on a node."""
+        """Start a replica on a node; a skew stands for a rank, whatever the engine calls it."""
+        settings.setdefault("engine", self.engine)
+        if settings["engine"] == "keepalived" and "advskew" in settings:
+            settings["priority"] = min(max(1, _MOST - settings.pop("advskew")), _MOST - 1)
         replica = Replica(node, **settings)
         self.started.append(replica)
         return replica
@@ -55,8 +63,8 @@ class Starter:
 
 
 @pytest.fixture
-def start() -> Iterator[Starter]:
-    """Start replicas; they are killed when the test ends."""
-    starter = Starter()
+def start(request: pytest.FixtureRequest) -> Iterator[Starter]:
+    """Start replicas, with ucarp unless the test says otherwise; they are killed when the test ends."""
+    starter = Starter(getattr(request, "param", "ucarp"))
     yield starter
     starter.end()

@@ -1,4 +1,4 @@
-"""Who is master: real ucarp, started by real daemons, on one switch."""
+"""Who is master: real ucarp and keepalived, started by real daemons, on one switch."""
 
 import subprocess
 import time
@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.network import LAN, VIP, VIP2, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica
+from lab.replica import PASSWORD, Replica, on_each_engine
 from lab.traffic import answers, tcp_source
 
 Start = Callable[..., Replica]
 
 
+@on_each_engine
 def test_a_first_master_serves_within_six_seconds(network: Network, start: Start) -> None:
     begin = time.monotonic()
     start(network.nodes[0])
@@ -20,6 +21,7 @@ def test_a_first_master_serves_within_six_seconds(network: Network, start: Start
     assert time.monotonic() - begin < 6
 
 
+@on_each_engine
 def test_one_of_three_is_master_and_another_follows_it(network: Network, start: Start) -> None:
     """After SIGKILL of the master's processes another takes over; the old one, back, stays backup."""
     replicas = {node.name: start(node, advskew=5 * number) for number, node in enumerate(network.nodes)}
@@ -42,6 +44,7 @@ def test_one_of_three_is_master_and_another_follows_it(network: Network, start: 
     assert again.role() == "backup"
 
 
+@on_each_engine
 def test_takes_over_from_a_master_whose_link_is_cut_and_heals(network: Network, start: Start) -> None:
     old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=10).ready()
     network.cut(old.node)
@@ -52,6 +55,7 @@ def test_takes_over_from_a_master_whose_link_is_cut_and_heals(network: Network, 
     eventually(lambda: answers(network.client, VIP), what="the VIP serves")
 
 
+@on_each_engine
 def test_takes_over_from_a_master_whose_host_vanishes(network: Network, start: Start) -> None:
     old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=10).ready()
     network.vanish(old.node)
@@ -73,13 +77,16 @@ def test_a_replica_with_another_password_never_joins_and_says_so(network: Networ
     eventually(lambda: network.holders() == [good.node] and joined.role() == "backup", what="the right password joins")
 
 
+@on_each_engine
 def test_a_long_password_from_a_file_is_one_with_the_same_from_a_variable(
     network: Network, start: Start, tmp_path: Path
 ) -> None:
     secret = tmp_path / "password"
     secret.write_text("a password of more than nineteen bytes\n")
-    first = start(network.nodes[0], password=None, password_file=secret).master()
-    second = start(network.nodes[1], password=None, env={"PASSWORD": secret.read_text().rstrip()}).ready()
+    first = start(network.nodes[0], password=None, password_file=secret, advert_interval=1).master()
+    second = start(
+        network.nodes[1], password=None, env={"PASSWORD": secret.read_text().rstrip()}, advert_interval=1
+    ).ready()
     time.sleep(4)  # longer than a master-down interval: it would be master by now
     assert (first.role(), second.role()) == ("master", "backup")
     assert not first.events("election.bad_advert") + second.events("election.bad_advert")
@@ -92,14 +99,16 @@ def test_broadcast_adverts_elect_one_master_too(network: Network, start: Start) 
     assert (first.role(), second.role()) == ("master", "backup")
 
 
+@on_each_engine
 def test_preempt_takes_over_from_a_living_master(network: Network, start: Start) -> None:
-    old = start(network.nodes[0], advskew=100).master()
+    old = start(network.nodes[0], advskew=100, preempt=True).master()
     start(network.nodes[1], advskew=1, preempt=True).master()
     eventually(lambda: network.holders() == [network.nodes[1]], what="the old master lets go")
     assert old.logged("release.done")
     eventually(lambda: old.role() == "backup", what="it is a backup")
 
 
+@on_each_engine
 def test_a_master_that_preempts_hands_over_like_any_other(network: Network, start: Start) -> None:
     """Its heir has a higher skew, which it would take the VIP from if it were not leaving."""
     heir = start(network.nodes[0], advskew=20, preempt=True).ready()
@@ -146,6 +155,7 @@ def test_takes_over_from_plain_ucarp_and_the_other_way_round(network: Network, s
     assert not kevip.events("election.bad_advert")
 
 
+@on_each_engine
 def test_another_group_with_the_same_id_is_warned_about_on_both_sides(network: Network, start: Start) -> None:
     replicas = [start(network.nodes[0]).master(), start(network.nodes[1], vip=VIP2, vip_id=100).master()]
     for replica in replicas:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 
 import pytest
 from lab.network import CLIENT, LAN, ROUTER, VIP, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica, invoke
+from lab.replica import PASSWORD, Replica, invoke, on_each_engine
 from lab.traffic import answers, send_frame, tcp_source
 
 from kevip.dataplane.announcer import MANY, OTHERS
@@ -65,6 +65,7 @@ def test_sigkill_of_ucarp(pair: Pair) -> None:
     assert pair.master.logged("handover.done")
 
 
+@on_each_engine
 def test_sigkill_of_both(pair: Pair) -> None:
     pair.master.kill()
     pair.backup.master()
@@ -190,6 +191,7 @@ def test_another_host_with_the_address_that_the_master_had_is_heard(network: Net
     assert tcp_source(network.client, VIP) == VIP
 
 
+@on_each_engine
 def test_link_down_and_up(pair: Pair) -> None:
     pair.master.node.run("ip", "link", "set", "eth0", "down")
     pair.backup.master()
@@ -221,6 +223,7 @@ def test_a_jump_that_is_not_first_any_more(pair: Pair) -> None:
     assert pair.heals() == pair.master.node
 
 
+@on_each_engine
 def test_the_address_deleted_by_hand(pair: Pair) -> None:
     pair.master.node.run("ip", "address", "delete", f"{VIP}/32", "dev", "eth0")
     assert pair.master.logged("drift.repaired", within=6)["what"] == ["address missing on eth0"]
@@ -283,6 +286,7 @@ def test_two_masters_after_a_partition(pair: Pair) -> None:
     assert pair.backup.logged("release.done")
 
 
+@on_each_engine
 def test_a_foreign_host_with_the_vip(pair: Pair) -> None:
     foreign = Namespace(f"{pair.network.client.name}-x")
     try:

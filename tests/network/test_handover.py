@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from lab.network import LAN, TARGET, VIP, Namespace, Network, eventually
-from lab.replica import Replica
+from lab.replica import Replica, on_each_engine
 from lab.traffic import Conversations, Probe, tcp_source
 
 Start = Callable[..., Replica]
@@ -18,6 +18,7 @@ def three(network: Network, start: Start, **settings: object) -> dict[Namespace,
     return replicas
 
 
+@on_each_engine
 def test_a_planned_stop_fails_no_connect_and_cuts_no_connection(network: Network, start: Start) -> None:
     replicas = three(network, start)
     master = network.settled()
@@ -30,6 +31,7 @@ def test_a_planned_stop_fails_no_connect_and_cuts_no_connection(network: Network
     assert replicas[master].logged("handover.done")["to"] == f"{LAN}.{10 + network.nodes.index(network.settled()) + 1}"
 
 
+@on_each_engine
 def test_only_one_backup_takes_over_at_a_goodbye(network: Network, start: Start) -> None:
     replicas = three(network, start)
     master = network.settled()
@@ -40,6 +42,7 @@ def test_only_one_backup_takes_over_at_a_goodbye(network: Network, start: Start)
     assert len(took) == 1
 
 
+@on_each_engine
 def test_a_rolling_restart_of_all_replicas_fails_no_connect(network: Network, start: Start) -> None:
     replicas = three(network, start)
     with Probe(network.client, VIP) as probe:
@@ -51,6 +54,7 @@ def test_a_rolling_restart_of_all_replicas_fails_no_connect(network: Network, st
     assert (report.failed, report.sources) == (0, [VIP])
 
 
+@on_each_engine
 def test_a_crash_cuts_no_connection_on_which_the_client_speaks(network: Network, start: Start) -> None:
     replicas = three(network, start)
     master = network.settled()
@@ -61,6 +65,7 @@ def test_a_crash_cuts_no_connection_on_which_the_client_speaks(network: Network,
         assert (talk.survivors(), far.survivors()) == (100, 20)
 
 
+@on_each_engine
 def test_a_target_that_speaks_first_on_the_new_master_does_not_cut_the_connection(
     network: Network, start: Start
 ) -> None:
@@ -77,6 +82,7 @@ def test_a_target_that_speaks_first_on_the_new_master_does_not_cut_the_connectio
         assert talk.survivors() == 10
 
 
+@on_each_engine
 def test_a_process_on_the_new_master_keeps_its_connection(network: Network, start: Start) -> None:
     """It was tracked there, untranslated, as a connection to the VIP elsewhere."""
     old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=20).ready()
@@ -86,12 +92,14 @@ def test_a_process_on_the_new_master_keeps_its_connection(network: Network, star
         assert talk.survivors() == 5
 
 
+@on_each_engine
 def test_a_stop_without_peers_does_not_wait_for_them_without_end(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     assert replica.stop()[0] == 0
     replica.logged("handover.nobody")
 
 
+@on_each_engine
 def test_neighbours_are_told_several_times_where_the_vip_is(network: Network, start: Start) -> None:
     """Also a neighbour that missed the first announcements learns it."""
     old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=20).ready()
@@ -106,6 +114,7 @@ def test_neighbours_are_told_several_times_where_the_vip_is(network: Network, st
     eventually(lambda: network.client.neighbour(VIP) not in (mac, None), within=6, what="the client learns the new MAC")
 
 
+@on_each_engine
 def test_connections_are_forgotten_after_a_release(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     assert tcp_source(network.client, VIP) == VIP

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from lab.network import DATAPLANES, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica, invoke, wrapped
+from lab.replica import PASSWORD, Replica, invoke, on_each_engine, wrapped
 from lab.traffic import answers, tcp_source
 
 Start = Callable[..., Replica]
@@ -47,6 +47,7 @@ def test_a_stop_leaves_the_host_as_it_was(
     assert not replica.run_dir.exists()
 
 
+@on_each_engine
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_a_backup_stops_as_cleanly(network: Network, start: Start, dataplane: str) -> None:
     start(network.nodes[1], dataplane=dataplane, advskew=1).master()
@@ -62,6 +63,7 @@ def test_a_hangup_does_not_end_the_daemon(network: Network, start: Start) -> Non
     assert tcp_source(network.client, VIP) == VIP
 
 
+@on_each_engine
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_ten_starts_and_stops_leave_no_trace(network: Network, start: Start, dataplane: str) -> None:
     node = network.nodes[0]
@@ -77,6 +79,7 @@ def test_ten_starts_and_stops_leave_no_trace(network: Network, start: Start, dat
         assert whole_state(node) == before
 
 
+@on_each_engine
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_a_stop_during_the_takeover_leaves_no_trace(network: Network, start: Start, dataplane: str) -> None:
     node = network.nodes[0]
@@ -87,6 +90,7 @@ def test_a_stop_during_the_takeover_leaves_no_trace(network: Network, start: Sta
     assert whole_state(node) == before
 
 
+@on_each_engine
 def test_a_stop_at_any_moment_of_the_start_leaves_no_trace(network: Network, start: Start) -> None:
     """Only before it has done or said anything may the signal itself end it."""
     before = {node: whole_state(node) for node in network.nodes}
@@ -156,6 +160,7 @@ def test_connections_that_expire_while_they_are_deleted_are_no_failure(
     assert f"dst={VIP}" not in network.nodes[0].run("conntrack", "-L", "-d", VIP)
 
 
+@on_each_engine
 def test_without_a_carrier_it_still_stops(network: Network, start: Start) -> None:
     node = network.nodes[0]
     before = whole_state(node)
@@ -195,11 +200,12 @@ def test_a_start_right_after_sigkill_removes_address_and_rules(network: Network,
     assert not any("KEVIP" in line for line in network.nodes[0].rules()["iptables-legacy"])
 
 
-def test_ucarp_and_hooks_end_with_a_killed_daemon(network: Network, start: Start) -> None:
+@on_each_engine
+def test_what_elects_ends_with_a_killed_daemon(network: Network, start: Start) -> None:
     before = network.nodes[0].pids()
     replica = start(network.nodes[0]).master()
     replica.process.kill()
-    eventually(lambda: network.nodes[0].pids() == before, what="ucarp ends")
+    eventually(lambda: network.nodes[0].pids() == before, what="all of it ends")
 
 
 def test_the_death_of_ucarp_releases_the_vip_and_starts_it_again(network: Network, start: Start) -> None:
@@ -211,6 +217,7 @@ def test_the_death_of_ucarp_releases_the_vip_and_starts_it_again(network: Networ
     assert tcp_source(network.client, VIP) == VIP
 
 
+@on_each_engine
 def test_the_lease_outlives_its_length_while_master(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     end = time.monotonic() + 9  # one and a half leases
@@ -265,6 +272,7 @@ def test_hooks_that_run_twice_change_nothing(network: Network, start: Start) -> 
         assert tcp_source(network.client, VIP) == VIP
 
 
+@on_each_engine
 def test_a_takeover_that_fails_is_undone_told_and_tried_again(network: Network, start: Start, tmp_path: Path) -> None:
     """While it fails, nothing is advertised: a peer with a worse skew is master."""
     flaw = tmp_path / "flaw"
@@ -279,8 +287,8 @@ def test_a_takeover_that_fails_is_undone_told_and_tried_again(network: Network, 
     broken = start(node, advskew=1, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert "exit status 4: no nat table" in broken.logged("takeover.failed")["error"]
     broken.logged("election.resigned")
-    assert broken.logged("ucarp.ended")["retry_seconds"] == 1
-    assert broken.logged("ucarp.ended", times=2)["retry_seconds"] == 2
+    assert broken.logged("engine.ended")["retry_seconds"] == 1
+    assert broken.logged("engine.ended", times=2)["retry_seconds"] == 2
     assert (node.rules()["iptables-nft"], node.addresses()) == before
     other = start(network.nodes[1], advskew=200).master()
     assert network.holders() == [other.node]
@@ -368,6 +376,7 @@ def test_the_state_file_says_the_role_and_is_private(network: Network, start: St
     assert replica.run_dir.stat().st_mode & 0o777 == 0o700
 
 
+@on_each_engine
 def test_a_run_directory_that_was_there_stays(network: Network, start: Start, tmp_path: Path) -> None:
     replicas = [start(network.nodes[0], run_dir=tmp_path, vip=vip).ready() for vip in (VIP, VIP2)]
     for replica in replicas:
@@ -375,6 +384,7 @@ def test_a_run_directory_that_was_there_stays(network: Network, start: Start, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@on_each_engine
 def test_the_last_of_several_removes_their_run_directory(network: Network, start: Start, tmp_path: Path) -> None:
     first, second = (start(network.nodes[0], run_dir=tmp_path / "run", vip=vip).ready() for vip in (VIP, VIP2))
     assert first.stop()[0] == 0
@@ -424,6 +434,7 @@ def test_pipes_in_the_run_directory_are_not_waited_for(network: Network, start: 
     assert replica.master().stop()[0] == 0
 
 
+@on_each_engine
 def test_serves_where_there_is_no_dev_fd(network: Network, start: Start) -> None:
     """As in a guest without udev."""
     bare = (
@@ -460,6 +471,7 @@ def test_a_hook_killed_while_it_waits_does_not_mislead_the_next(network: Network
     assert replica.stop()[0] == 0
 
 
+@on_each_engine
 def test_impatient_signals_do_not_delay_the_stop(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     network.set_carrier(replica.node, on=False)
@@ -499,6 +511,7 @@ def test_a_rule_of_others_that_jumps_to_our_chain_is_no_obstacle(
     assert tcp_source(network.client, VIP) == VIP
 
 
+@on_each_engine
 def test_an_address_that_somebody_added_by_hand_is_theirs(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).ready()
     replica.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0")

@@ -144,7 +144,7 @@ def test_they_tell_what_happens(network: Network, start: Start) -> None:
     seconds = value(node, "handover_duration_seconds_sum")
     assert seconds == pytest.approx(replica.logged("handover.done")["seconds"], abs=0.001)
     assert value(other.node, "transitions_total", role="master", reason="goodbye") == 1
-    eventually(lambda: value(node, "ucarp_starts_total") == 2, what="ucarp was started again")
+    eventually(lambda: value(node, "engine_starts_total") == 2, what="ucarp was started again")
 
 
 def test_promtool_finds_nothing_wrong_with_them(host: Namespace, start: Start) -> None:

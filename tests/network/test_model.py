@@ -20,7 +20,8 @@ from sim.host import Host
 from sim.world import Process, World
 
 from kevip.election import ucarp as real
-from kevip.election.carp import GROUP, PROTOCOL, Advert, Group, Interval, build
+from kevip.election.carp import Advert, Group, Interval, build
+from kevip.election.packet import GROUP, PROTOCOL
 from kevip.election.ucarp import Candidacy, Hook, Message, key, understand
 from kevip.host.wire import Wire, adverts
 from kevip.loop import Action, Loop, Readable

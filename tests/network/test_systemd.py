@@ -142,6 +142,24 @@ def test_a_restart_of_the_master_fails_no_connect(network: Network, install: Boo
     assert first.property(UNIT, "StatusText") == f"backup: {VIP} on eth0"
 
 
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_keepalived_elects_in_the_sandbox(network: Network, install: Boot, drop_in: bool) -> None:
+    machine = install(0)
+    configure(machine, ENGINE="keepalived")
+    if drop_in:
+        place = f"/etc/systemd/system/{UNIT}.service.d/keepalived.conf"
+        machine.run("install", "-D", "-m", "644", "deploy/systemd/keepalived.conf", place)
+        machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "enable", "--now", UNIT)
+    mastered(machine)
+    assert tcp_source(network.client, VIP) == VIP
+    scheduling = machine.run("ps", "-o", "cls=", "-C", "keepalived").split()
+    assert scheduling == (["TS", "RR"] if drop_in else ["TS", "TS"])
+    assert warnings(machine) == (set() if drop_in else {"election.not_realtime"})
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.call("pgrep", "keepalived").returncode == 1
+
+
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_a_stop_of_the_service_leaves_the_host_as_it_was(network: Network, install: Boot, dataplane: str) -> None:
     """And its sandbox keeps no back end, and no switching on of IP forwarding, from working."""

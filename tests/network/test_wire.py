@@ -10,8 +10,9 @@ import pytest
 from lab.network import CLIENT, VIP, Namespace, Network, eventually
 from lab.traffic import send_frame
 
-from kevip.election.adverts import Adverts
-from kevip.election.carp import Advert, BadAdvertError, Group, Interval, build
+from kevip.election.adverts import CarpAdverts
+from kevip.election.carp import Advert, Group, Interval, build
+from kevip.election.packet import BadAdvertError
 
 GROUP = Group(vhid=100, vip=IPv4Address(VIP), key=b"key")
 TO_ALL = bytes.fromhex("01005e000012")
@@ -30,20 +31,20 @@ def advert(**changes: int) -> bytes:
 
 
 @pytest.fixture
-def ear(network: Network) -> Iterator[Adverts]:
+def ear(network: Network) -> Iterator[CarpAdverts]:
     """Give what the first node hears."""
     with network.nodes[0].entered():
-        adverts = Adverts("eth0", IPv4Address("10.77.0.11"), GROUP)
+        adverts = CarpAdverts("eth0", IPv4Address("10.77.0.11"), GROUP)
     yield adverts
     adverts.close()
 
 
-def heard(ear: Adverts) -> list[str]:
+def heard(ear: CarpAdverts) -> list[str]:
     """Return who was heard, or what was wrong."""
     return [each.reason if isinstance(each, BadAdvertError) else str(each.source) for _, each in ear.hear()]
 
 
-def test_hears_adverts_of_others_with_their_times(network: Network, ear: Adverts) -> None:
+def test_hears_adverts_of_others_with_their_times(network: Network, ear: CarpAdverts) -> None:
     begin = time.monotonic()
     send_frame(network.client, TO_ALL, advert())
     time.sleep(1)
@@ -57,9 +58,9 @@ def test_hears_adverts_of_others_with_their_times(network: Network, ear: Adverts
     assert not list(ear.sent())
 
 
-def test_hears_its_own_adverts_apart(network: Network, ear: Adverts) -> None:
+def test_hears_its_own_adverts_apart(network: Network, ear: CarpAdverts) -> None:
     begin = time.monotonic()
-    ear.send(Interval(1, 7), broadcast=False)
+    ear.advertise(Interval(1, 7), broadcast=False)
     [(at, _)] = eventually(lambda: list(ear.sent()))
     assert begin - SLACK < at < time.monotonic() + SLACK
     assert heard(ear) == []
@@ -75,7 +76,7 @@ def tagged(host: Namespace, vlan: int, packet: bytes) -> None:
         sender.send(TO_ALL + sender.getsockname()[4] + struct.pack("!HHH", 0x8100, vlan, 0x0800) + packet)
 
 
-def test_does_not_hear_what_is_of_another_network_or_group_or_in_pieces(network: Network, ear: Adverts) -> None:
+def test_does_not_hear_what_is_of_another_network_or_group_or_in_pieces(network: Network, ear: CarpAdverts) -> None:
     client = network.client
     tagged(client, 5, advert())
     send_frame(client, BROADCAST, advert(byte21=101))  # another id
@@ -87,10 +88,10 @@ def test_does_not_hear_what_is_of_another_network_or_group_or_in_pieces(network:
     assert eventually(lambda: heard(ear)) == ["checksum"]
 
 
-def test_a_flood_does_not_make_it_miss_its_own(network: Network, ear: Adverts) -> None:
+def test_a_flood_does_not_make_it_miss_its_own(network: Network, ear: CarpAdverts) -> None:
     for _ in range(300):
         send_frame(network.client, TO_ALL, advert(byte30=9))
-    ear.send(Interval(1, 7), broadcast=False)
+    ear.advertise(Interval(1, 7), broadcast=False)
     for _ in range(300):
         send_frame(network.client, TO_ALL, advert(byte30=9))
     assert eventually(lambda: list(ear.sent()))

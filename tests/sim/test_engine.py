@@ -23,7 +23,9 @@ class Queue:
     """An engine of hosts that stand in a queue: the first that is fit has the VIP, and knows whether it is there."""
 
     members: list["Queue"] = []  # noqa: RUF012 - one queue for all
-    traits = Traits(interval=0.1, patience=_PATIENCE, lateness=0.0, farewell=0.5, farewell_alone=0.5)
+    traits = Traits(
+        interval=0.1, patience=_PATIENCE, lateness=0.1, farewell=0.5, farewell_alone=0.5, waits=True, reranks=False
+    )
 
     def __init__(self, host: Host, daemon: Daemon) -> None:
         self._host, self._daemon = host, daemon

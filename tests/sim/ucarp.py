@@ -7,7 +7,8 @@ from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING
 
-from kevip.election.carp import PROTOCOL, Advert, BadAdvertError, Group, Interval, build, parse
+from kevip.election.carp import Advert, Group, Interval, build, parse
+from kevip.election.packet import PROTOCOL, BadAdvertError
 from kevip.election.ucarp import Candidacy, Hook, Request, key
 from kevip.host import arp
 from kevip.host.wire import BROADCAST
@@ -33,6 +34,8 @@ _MULTICAST_MAC, _CARP_MAC = bytes.fromhex("01005e000012"), bytes.fromhex("00005e
 
 class Ucarp:
     """A ucarp child of a host's daemon, from fork to close, with its watchdog."""
+
+    program = "ucarp"
 
     def __init__(self, host: "Host", candidacy: Candidacy) -> None:
         self._host, self._world = host, host.world

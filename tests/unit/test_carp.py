@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 
 from kevip.election.carp import (
     Advert,
-    BadAdvertError,
     Group,
     Interval,
     build,
-    checksum,
     farewell,
     keeps_backup,
     parse,
     signed_for,
 )
+from kevip.election.packet import BadAdvertError, checksum
 
 GROUP = Group(vhid=100, vip=IPv4Address("10.77.0.100"), key=b"correct horse")
 ADVERT = Advert(source=IPv4Address("10.77.0.11"), interval=Interval(1, 7), counter=0x0123456789ABCDEF)

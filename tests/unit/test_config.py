@@ -54,7 +54,7 @@ passwords = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, 
 settings = st.fixed_dictionaries(
     {"vip": usable.map(str), "target": usable.map(str), "password": passwords},
     optional={
-        **{name: st.integers(*limits).map(str) for name, limits in RANGES.items()},
+        **{name: st.integers(*limits).map(str) for name, limits in RANGES.items() if name != "priority"},
         "interface": st.text(string.ascii_lowercase, min_size=1, max_size=15),
         "dataplane": st.sampled_from(["auto", "nftables", "iptables-nft", "iptables-legacy"]),
         "run_dir": st.just("/tmp/x"),  # noqa: S108 - only parsed

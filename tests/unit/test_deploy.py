@@ -37,6 +37,7 @@ RICH = PLAIN | {
         "allowFrom": "10.0.0.0/8,192.0.2.1", "ports": "443,53/udp", "check": "tcp:443", "checkInterval": 9,
     },
 }  # fmt: skip
+QUICK = PLAIN | {"name": "quick", "options": {"engine": "keepalived", "advertInterval": 0.5, "priority": 61}}
 HELD = {"name": "lb", "vip": "192.0.2.102", "mode": "hold", "password": "x", "options": {"advbase": 2, "preempt": True}}
 EXISTING = {**PLAIN, "existingSecret": {"name": "db-vip", "key": "pass"}}
 del EXISTING["password"]
@@ -83,7 +84,7 @@ def without_helms_own(thing: Any) -> Any:
     return thing
 
 
-@pytest.mark.parametrize("vip", [PLAIN, PLAIN | {"mode": "ingress"}, RICH, HELD])
+@pytest.mark.parametrize("vip", [PLAIN, PLAIN | {"mode": "ingress"}, RICH, HELD, QUICK])
 def test_the_chart_renders_what_the_command_prints(chart: Chart, vip: Any) -> None:
     vip = {"options": {}, "replicas": 3} | vip
     expected = manifest.objects(

@@ -23,7 +23,7 @@ TARGET = IPv4Address("203.0.113.10")
 US, PEER, OTHER = (IPv4Address(f"10.77.0.{number}") for number in (11, 12, 13))
 GROUP = Group(vhid=100, vip=VIP, key=b"secret")
 OWN = Interval(1, 9)
-HEARD = Heard(seconds=4, source=US)
+HEARD: Heard[Interval] = Heard(seconds=4, source=US)
 
 
 @pytest.mark.parametrize(("heard", "expected"), [
@@ -38,7 +38,7 @@ HEARD = Heard(seconds=4, source=US)
     (replace(HEARD, masters={PEER: OWN, OTHER: OWN}), ["ok", "ok", "warning"]),
     (replace(HEARD, masters={PEER: OWN}, ours=True), ["ok", "ok", "warning"]),
 ])  # fmt: skip
-def test_judges_the_masters_that_were_heard(heard: Heard, expected: list[str]) -> None:
+def test_judges_the_masters_that_were_heard(heard: Heard[Interval], expected: list[str]) -> None:
     assert [each.verdict for each in election.masters(heard, OWN, 3)] == expected
 
 
@@ -66,7 +66,7 @@ def test_tells_strangers_apart(stranger: Stranger, holds: bool, verdict: str, wo
     (replace(HEARD, macs={PEER: {"m"}}, claims={"m"}), ["failed"]),
     (replace(HEARD, ours=True, claims={"x"}), ["failed"]),
 ])  # fmt: skip
-def test_tells_the_master_from_a_duplicate(heard: Heard, expected: list[str]) -> None:
+def test_tells_the_master_from_a_duplicate(heard: Heard[Interval], expected: list[str]) -> None:
     assert [each.verdict for each in election.duplicates(heard, VIP)] == expected
 
 

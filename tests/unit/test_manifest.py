@@ -58,6 +58,13 @@ def variables(deployment: Mapping[str, Any]) -> dict[str, Any]:
     return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
 
 
+def test_keepalived_may_be_a_real_time_process_and_ucarp_may_not(printed: Any) -> None:
+    for engine, expected in {"ucarp": [], "keepalived": ["SYS_NICE"]}.items():
+        _, deployment, _ = parsed(printed(*GOOD, f"--engine={engine}"))
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert container["securityContext"]["capabilities"]["add"] == ["NET_ADMIN", "NET_RAW", *expected]
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 scalars = texts | st.integers() | st.booleans() | st.none()
 keys = st.sampled_from(["name", "env", "hostNetwork", "app.kubernetes.io/name"])

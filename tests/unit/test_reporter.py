@@ -57,8 +57,8 @@ def reporter(tmp_path: Path, clock: Clock) -> Reporter:
     (Note(what=What.NOBODY, seconds=2.50001), {"event": "handover.nobody", "log_level": "warning", "seconds": 2.5,
      "hint": "no peer took over: nobody holds the VIP now"}),
     (Note(what=What.KEPT), {"event": "handover.declined", "log_level": "warning",
-     "hint": "no peer that reaches TARGET took over: the VIP stays here"}),
-    (Note(what=What.RETRY, seconds=4.0), {"event": "ucarp.ended", "log_level": "error", "retry_seconds": 4.0}),
+     "hint": "nobody that should have it took over: the VIP stays here"}),
+    (Note(what=What.RETRY, seconds=4.0), {"event": "engine.ended", "log_level": "error", "retry_seconds": 4.0}),
     (Note(what=What.BROKEN, detail="two engines"),
      {"event": "core.broken", "log_level": "error", "error": "two engines"}),
 ])  # fmt: skip

@@ -30,7 +30,7 @@ def record(now: float = 1000.0) -> Record:
         vip=VIP, target=None, vip_id=100, interface="eth0", dataplane="iptables-nft", patience=3.1,
         started=now - 90, turned=now, role=Role.MASTER, since=now - 60, reason=Reason.KEPT, transitions=1,
         entered={Role.MASTER: Counter({Reason.KEPT: 1})}, peers={VIP + 1: now - 0.5}, repairs=Counter(rules=2),
-        bad_adverts=Counter(digest=1), ucarp_starts=1, health=Health(check="icmp", since=now - 60, problem="x"),
+        bad_adverts=Counter(digest=1), engine_starts=1, health=Health(check="icmp", since=now - 60, problem="x"),
         rules={"iptables-nft": ["nat -A x"]}, claims={"02:00:00:00:00:01": now - 7}, takeovers=Durations(seconds=0.5),
     )  # fmt: skip
 

@@ -20,7 +20,19 @@ def test_what_it_shows_as_defaults_is_what_they_are() -> None:
     defaults = {
         param.envvar: param.show_default for param in cli.params if isinstance(param, click.Option) and param.envvar
     }
-    examples = {"PASSWORD_FILE", "ALLOW_FROM", "PORTS", "CHECK", "VIP_ID", "INTERFACE", "ADVSKEW", "METRICS"}
+    examples = {
+        "PASSWORD_FILE",
+        "ALLOW_FROM",
+        "PORTS",
+        "CHECK",
+        "VIP_ID",
+        "INTERFACE",
+        "ADVSKEW",
+        "METRICS",
+        "ADVERT_INTERVAL",
+        "PRIORITY",
+        "PEERS",
+    }
     assert {name: value for name, value in shown.items() if name not in examples} == {
         name: defaults[name] for name in shown if name not in examples
     }

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kevip.election.ucarp import HOOKS, Candidacy, Message, Ucarp, argv, key, understand
+from kevip.election.child import HOOKS
+from kevip.election.ucarp import Candidacy, Message, Ucarp, argv, key, understand
 from kevip.host import command
 
 CANDIDACY = Candidacy(
