@@ -143,10 +143,12 @@ def _timed(values: dict[str, Any]) -> Iterator[str]:
     elif (interval := values.pop("advert_interval", None)) is not None:
         if "advbase" in values:
             yield f"{label('advbase')} is an older name of {label('advert_interval')}: leave one of them out"
-        if interval == int(interval):
+        least, most = RANGES["advbase"]
+        if interval == int(interval) and least <= interval <= most:
             values["advbase"] = int(interval)
         else:
-            yield f"{label('advert_interval')}: {interval:g} is no whole number of seconds, as ucarp wants it"
+            whole = f"no whole number of seconds from {least} to {most}, as ucarp wants it"
+            yield f"{label('advert_interval')}: {interval:g} is {whole}"
 
 
 def label(name: str) -> str:

@@ -155,8 +155,9 @@ def test_the_interval_of_ucarp_has_two_names() -> None:
 
 @pytest.mark.parametrize(("given", "expected"), [
     ({"advert_interval": 0.5},
-     ["--advert-interval (ADVERT_INTERVAL): 0.5 is no whole number of seconds, as ucarp wants it"]),
-    ({"advert_interval": 0.0}, ["--advbase (ADVBASE): 0 is not a whole number from 1 to 255"]),
+     ["--advert-interval (ADVERT_INTERVAL): 0.5 is no whole number of seconds from 1 to 255, as ucarp wants it"]),
+    ({"advert_interval": 0.0},
+     ["--advert-interval (ADVERT_INTERVAL): 0 is no whole number of seconds from 1 to 255, as ucarp wants it"]),
     ({"priority": 3}, ["--priority (PRIORITY) means nothing with --engine (ENGINE) ucarp: use --advskew (ADVSKEW)"]),
     ({"engine": "keepalived", "advskew": 3},
      ["--advskew (ADVSKEW) means nothing with --engine (ENGINE) keepalived: use --priority (PRIORITY)"]),
