@@ -45,6 +45,11 @@ class Cared(Protocol):
         """Have the child stand as this host deserves, if it does not yet."""
 
 
+def is_linked(ear: Ear) -> bool:
+    """Whether the interface of the election is up, and has a carrier."""
+    return ear.place is not None and interface.is_running(ear.place.interface)
+
+
 class Care:
     """Looks after a child that runs, and has it ended where it is of no use."""
 
@@ -93,7 +98,7 @@ class Care:
         if not is_master and child.is_frozen():
             self._log.error(self._tell("frozen"), hint=f"{child.program} ({child.pid}) was stopped: it is ended")
             self._engine.end()
-        elif not interface.is_running(place.interface):
+        elif not is_linked(self._segment):
             if not is_master:  # it might sleep for 10 s at a time, as a backup
                 self._engine.end(Reason.UNLINKED)
         elif self._has_moved(place):

@@ -10,7 +10,7 @@ from functools import partial
 from kevip.core.instance import LOOK_AGAIN
 from kevip.core.messages import Demoted, Elected, Ended, Reason
 from kevip.core.states import Traits
-from kevip.election.care import Care
+from kevip.election.care import Care, is_linked
 from kevip.election.child import hint_at_end
 from kevip.election.engine import Tell, Teller
 from kevip.election.rivals import Rivals
@@ -146,7 +146,9 @@ class KeepalivedEngine:
         for state in child.states()[-1:]:
             if child.killed or state is State.STOP:
                 continue
-            if state is not State.MASTER:
+            if state is State.FAULT:
+                self.end(Reason.UNLINKED)  # else the core would take it for another master's doing
+            elif state is not State.MASTER:
                 self._be_backup()
             elif master := self.segment.unheard():
                 self.teller.warn_once("election.deaf", None, master=str(master), hint=_DEAF)
@@ -183,9 +185,5 @@ class KeepalivedEngine:
         if not child.killed:
             hint = hint_at_end(status) or f"its last words: {'; '.join(child.last) or 'none'}"
             self._log.error("keepalived.exited", status=status, hint=hint)
-        unlinked = self._ends is Reason.ENGINE and not self._is_running()
+        unlinked = self._ends is Reason.ENGINE and not is_linked(self.segment)
         self._tell(Ended(self._run, Reason.UNLINKED if unlinked else self._ends))
-
-    def _is_running(self) -> bool:
-        place = self.segment.place
-        return place is not None and interface.is_running(place.interface)

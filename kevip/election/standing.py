@@ -12,7 +12,7 @@ from functools import partial
 from kevip.core.instance import LOOK_AGAIN
 from kevip.core.messages import Demoted, Elected, Ended, Reason
 from kevip.core.states import Traits
-from kevip.election.care import Care
+from kevip.election.care import Care, is_linked
 from kevip.election.carp import MOST_SKEW, UNFIT, Interval
 from kevip.election.child import hint_at_end
 from kevip.election.engine import Tell, Teller
@@ -171,11 +171,7 @@ class UcarpEngine:
         """Whether ucarp, as master, gives way to one that has let go since, for it hears of all that late."""
         segment = self.segment
         has_left = not segment.is_led() and self.loop.now() - segment.left <= 2 * LATE
-        return segment.advertised is not None and has_left and self._is_running()
-
-    def _is_running(self) -> bool:
-        place = self.segment.place
-        return place is not None and interface.is_running(place.interface)
+        return segment.advertised is not None and has_left and is_linked(self.segment)
 
     def _on_lines(self, child: Ucarp) -> None:
         for line in child.lines():
@@ -212,5 +208,5 @@ class UcarpEngine:
             self._log.error(
                 "ucarp.exited", status=status, hint=hint_at_end(status) or "it said why in ucarp.message, if it knew"
             )
-        unlinked = self._ends is Reason.ENGINE and not self._is_running()
+        unlinked = self._ends is Reason.ENGINE and not is_linked(self.segment)
         self._tell(Ended(self._run, Reason.UNLINKED if unlinked else self._ends))

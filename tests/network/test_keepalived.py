@@ -143,6 +143,7 @@ def test_carrier_loss_and_return(network: Network, pair: Pair) -> None:
     backup.master()
     master.logged("release.done")
     eventually(lambda: master.role() == "init", what="it takes no part")
+    assert "carrier" in master.logged("handover.started")["reason"]
     network.set_carrier(master.node, on=True)
     eventually(lambda: master.role() == "backup", what="it is back")
     assert heals(network) == backup.node
