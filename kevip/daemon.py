@@ -174,9 +174,9 @@ class Daemon:
 
     # What the dataplane tells
 
-    def cleared(self, *, ok: bool) -> None:
+    def cleared(self, level: Level, *, ok: bool) -> None:
         """See ``plane.Listener``."""
-        self.tell(msg.Cleared(ok))
+        self.tell(msg.Cleared(level, ok))
 
     def unfit(self, detail: str) -> None:
         """See ``plane.Listener``."""

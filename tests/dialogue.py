@@ -22,7 +22,7 @@ from kevip.core.messages import (
     Tick,
     Unfit,
 )
-from kevip.core.states import Instance, State, Then, Traits, check, next_due
+from kevip.core.states import Instance, State, Then, Traits, check, lowest, next_due
 
 PEER, OTHER = IPv4Address("192.0.2.2"), IPv4Address("192.0.2.3")
 
@@ -32,7 +32,7 @@ SLOW = Traits(interval=1.05, patience=3.05, lateness=1.1, farewell=3.5, farewell
 QUICK = Traits(interval=0.1, patience=0.4, lateness=0.0, farewell=0.5, farewell_alone=0.5, waits=False, reranks=True)
 """An engine as quick as keepalived can be."""
 
-LETS_GO = [Do.HUSH, Apply(Level.RULES)]
+LETS_GO = [Do.HUSH, Apply(Level.DRAINING)]
 HOLDS = [Apply(Level.HELD)]
 LEAVES: dict[Then, Event] = {Then.STOP: Stop(), Then.RETRY: Unfit("no"), Then.STAY: Target(reached=False)}
 """What a master is told for which it leaves."""
@@ -92,8 +92,8 @@ class Host:
         return self.tell(Heard(of, says, self.now + after - ago, preferred), after=after)
 
     def clear(self, *, ok: bool = True, after: float = 0.0) -> list[Effect]:
-        """Tell that nothing of ours is left on the host, or that something is."""
-        return self.tell(Cleared(ok), after=after)
+        """Tell that nothing of ours is left on the host that does not belong there, or that something is."""
+        return self.tell(Cleared(lowest(self.instance), ok), after=after)
 
 
 def joining(traits: Traits = SLOW) -> Host:

@@ -64,7 +64,7 @@ class _Turn:
             raise ValueError(f"no transition from {edge[0].__name__} to {edge[1].__name__}")
         self.set(state=state)
         if isinstance(state, Stopped):
-            begins = self.now_is.rules_until
+            begins = self.now_is.lower_at
             self.set(give_up=(begins if begins < inf else self.now) + states.GIVE_UP)
         if reason:
             self.enter(_ROLES.get(type(state), Role.INIT), reason)
@@ -95,16 +95,21 @@ class _Turn:
                 if reached is not now_is.reached:
                     self.set(reached=reached, reached_since=self.now)
                 self.set(fit=now_is.fit if reached is None else reached)
-            case msg.Cleared(ok) if now_is.level is Level.RULES and now_is.rules_until == inf:  # not held again since
+            case msg.Cleared(level, ok) if self._awaits(level):
                 stuck = now_is.stuck + 1
                 pause = states.FIRST_RETRY if isinstance(now_is.state, Stopped) else LOOK_AGAIN * stuck
                 if ok:
-                    self.set(level=Level.NONE, stuck=0)
+                    self.set(level=level, stuck=0)
                 else:
-                    self.set(rules_until=self.now + pause, stuck=stuck)
+                    self.set(lower_at=self.now + pause, stuck=stuck)
             case msg.Tick():
                 self._tick()
         return True
+
+    def _awaits(self, level: Level) -> bool:
+        """Whether the host is being brought down to this level, and was not told otherwise since."""
+        now_is = self.now_is
+        return level is states.lowest(now_is) and level < now_is.level < Level.HELD and now_is.lower_at == inf
 
     def _tick(self) -> None:
         """Do what is due from time to time, whatever the state."""
@@ -120,9 +125,9 @@ class _Turn:
                     self.hold()
             if not isinstance(now_is.state, Leaving):
                 self.do(Do.LOOK)
-        if now_is.level is Level.RULES and now >= now_is.rules_until:
-            self.set(rules_until=inf)
-            self.do(msg.Apply(Level.NONE))
+        if now >= now_is.lower_at:
+            self.set(lower_at=inf)
+            self.do(msg.Apply(states.lowest(now_is)))
         if now >= now_is.give_up:
             self.set(give_up=inf, stuck=states.STUCK)
 
@@ -138,6 +143,9 @@ class _Turn:
             self.set(state=replace(self.now_is.state, restart=inf))
         else:
             self.become(Joining())
+        if self.now_is.level is Level.NONE:
+            self.set(level=Level.ARMED)
+            self.do(msg.Apply(Level.ARMED))
         self.do(msg.StartEngine(run, fit))
 
     def end_engine(self) -> None:
@@ -165,8 +173,9 @@ class _Turn:
     def stop(self) -> None:
         """Take no further part."""
         self.end_engine()
-        if self.now_is.rules_until < inf:
-            self.set(rules_until=min(self.now_is.rules_until, self.now + states.FIRST_RETRY))
+        if self.now_is.level is not Level.NONE:
+            soon = self.now + (states.FIRST_RETRY if self.now_is.lower_at < inf else 0)
+            self.set(lower_at=min(self.now_is.lower_at, soon))
         self.set(stuck=0)
         self.become(Stopped(), Reason.STOPPED)
 
@@ -179,13 +188,13 @@ class _Turn:
 
     def hold(self) -> None:
         """Have the VIP here, or renew its lease."""
-        self.set(level=Level.HELD, renewed=self.now, rules_until=inf, stuck=0)
+        self.set(level=Level.HELD, renewed=self.now, lower_at=inf, stuck=0)
         self.do(msg.Apply(Level.HELD))
 
     def let_go(self, *, drain: bool) -> None:
-        """Remove the address now, and the rules, if another host serves, when the neighbours know."""
-        self.do(Do.HUSH, msg.Apply(Level.RULES))
-        self.set(level=Level.RULES, rules_until=self.now + DRAIN if drain else self.now)
+        """Remove the address now; if another host serves, translate what comes here until the neighbours know."""
+        self.do(Do.HUSH, msg.Apply(Level.DRAINING))
+        self.set(level=Level.DRAINING, lower_at=self.now + DRAIN if drain else self.now)
 
     def master(self) -> IPv4Address | None:
         """Return another host that is master now, as far as can be told."""
@@ -225,7 +234,7 @@ class _Turn:
 
 
 def _recover(turn: _Turn, flaw: str) -> None:
-    """Be out of the election with nothing here, whatever went wrong; what was to be done in this step is not."""
+    """Be out of the election without the VIP, whatever went wrong; what was to be done in this step is not."""
     retry = turn.now + states.LAST_RETRY
     off = Engine.OFF in {turn.was.engine, turn.now_is.engine}
     match turn.now_is.state:
@@ -234,10 +243,9 @@ def _recover(turn: _Turn, flaw: str) -> None:
             turn.set(give_up=turn.now + states.GIVE_UP)
         case _:
             state = Down(retry, retry)
-    turn.effects = [
-        Note(what=What.BROKEN, detail=flaw), Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, msg.Apply(Level.NONE)
-    ]  # fmt: skip
-    turn.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.RULES, rules_until=inf)
+    turn.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.DRAINING, lower_at=inf)
+    lowest = msg.Apply(states.lowest(turn.now_is))
+    turn.effects = [Note(what=What.BROKEN, detail=flaw), Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, lowest]
     turn.set(role=turn.was.role, reason=turn.was.reason)
     turn.enter(Role.INIT, Reason.UNFIT)
 

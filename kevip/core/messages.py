@@ -37,11 +37,12 @@ class Reason(StrEnum):
 
 
 class Level(IntEnum):
-    """What a dataplane makes of the host: nothing of ours, rules without the address, or all of it."""
+    """What a dataplane makes of the host, each with all of those before it."""
 
-    NONE = 0
-    RULES = 1
-    HELD = 2
+    NONE = 0  # nothing of ours
+    ARMED = 1  # rules, as far as they do nothing without the address: all that a takeover adds is that
+    DRAINING = 2  # what was translated still is
+    HELD = 3  # the address
 
 
 class Says(StrEnum):
@@ -105,8 +106,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """Nothing of ours is left on the host; or, not ``ok``, something is."""
+    """Nothing of ours is left on the host but what belongs to this level; or, not ``ok``, something is."""
 
+    level: Level
     ok: bool = True
 
 

@@ -124,7 +124,7 @@ class Instance:
     ranked_fit: bool = True  # how the engine stands
     level: Level = Level.NONE  # what the host was brought to
     renewed: float = -inf  # when the lease began anew
-    rules_until: float = inf  # when rules go that drain
+    lower_at: float = inf  # when the host is to be brought to the lowest level that its state wants
     stuck: int = 0  # times that this has failed
     give_up: float = inf  # until when a stop waits for it
     peers: Peers = NOBODY
@@ -140,7 +140,12 @@ class Instance:
 def next_due(traits: Traits, instance: Instance) -> float:
     """Return when an instance wants a Tick, at the latest."""
     due = instance.state.due if isinstance(instance.state, Leaving) else inf
-    return min(instance.tick, instance.rules_until, instance.give_up, due, start_due(traits, instance))
+    return min(instance.tick, instance.lower_at, instance.give_up, due, start_due(traits, instance))
+
+
+def lowest(instance: Instance) -> Level:
+    """Return the level of a host that does not hold the VIP, when all is done."""
+    return Level.NONE if isinstance(instance.state, Stopped) else Level.ARMED
 
 
 def is_over(instance: Instance) -> bool:

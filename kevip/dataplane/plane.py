@@ -40,8 +40,8 @@ _PATIENCE = 3.0  # seconds that are waited at the end for what is under way
 class Listener(Protocol):
     """What is told, on the loop's thread."""
 
-    def cleared(self, *, ok: bool) -> None:
-        """Hear that what ``apply(NONE)`` began is done; if it is not ok, something is left."""
+    def cleared(self, level: Level, *, ok: bool) -> None:
+        """Hear that what ``apply`` began, to come down to a level, is done; if it is not ok, something is left."""
 
     def unfit(self, detail: str) -> None:
         """Hear why this host cannot serve as it is."""
@@ -71,7 +71,8 @@ class Plane:
         self._loop, self._beside = loop, Beside(loop)
         self._listener, self._warn = listener, warn
         self._ip = lease.standby()
-        self._is_new = self._removes = False
+        self._is_new = False
+        self._lowers: Level | None = None  # to which level, beside the loop
         self._next_look = -inf
         self.interface = ""
         self.level = Level.NONE
@@ -84,13 +85,13 @@ class Plane:
     @property
     def rules(self) -> dict[str, list[str]]:
         """The rules that are here when all is well, by back end, as they are saved; none until they were looked at."""
-        return {each.name: rules for each, rules in self._rules.whole.items()} if self.level is Level.HELD else {}
+        return {each.name: rules for each, rules in self._rules.whole.items()} if self.level else {}
 
     def apply(self, level: Level) -> None:
         """Bring the host to a level; raises KevipError.
 
-        HELD again renews the lease. RULES removes the address, and leaves the rules that are there. What NONE removes
-        besides is removed beside the loop; so are the rules of a takeover that failed, which leaves NONE.
+        HELD again renews the lease. DRAINING removes the address, and leaves all else. What lower levels add or remove
+        besides, they do beside the loop. A takeover that failed leaves DRAINING.
         """
         renews = level is Level.HELD and self.level is Level.HELD
         with Scope(RENEWAL if renews else TOGETHER) as scope:
@@ -98,10 +99,8 @@ class Plane:
                 self._renew()
             elif level is Level.HELD:
                 self._take_over(scope)
-            elif self.level is Level.HELD:
-                self._release(level)
-            elif level is Level.NONE and not self._removes:
-                self._begin_removal()
+            else:
+                self._come_down(level)
 
     def _renew(self) -> None:
         before = lease.hold(self._vip, self.interface)
@@ -112,54 +111,64 @@ class Plane:
         self._tell([Drift(Kind.ADDRESS, each) for each in (*missing, *(f"address on {name}" for name in strays))])
 
     def _take_over(self, scope: Scope) -> None:
-        self._removes = False
+        self._lowers = None
         try:
             self._beside.cancel(scope.left())
             self._rules.install()
             lease.take(self._vip, self.interface, self._ip)
         except KevipError:
-            self._begin_removal()
+            self.level = Level.DRAINING
             raise
         self.level, self._is_new, self._next_look = Level.HELD, True, -inf
         self._loop.after(0, self.look)
 
-    def _release(self, level: Level) -> None:
-        self.level = level
+    def _come_down(self, level: Level) -> None:
+        was, self.level = self.level, level
+        if level is self._lowers:
+            return
+        self._lowers = None
         with suppress(KevipError):
             self._beside.cancel(0)
         try:
-            lease.drop(self._vip, self.interface)
+            if was is Level.HELD:
+                lease.drop(self._vip, self.interface)
         finally:
-            if level is Level.NONE:
-                self._begin_removal()
+            if was is Level.NONE and level is Level.ARMED:
+                self._look_at_all()
+            elif level < Level.DRAINING:
+                self._lowers = level
+                self._beside.begin(partial(self._lower, level), BESIDE)
 
-    def _begin_removal(self) -> None:
-        self.level, self._removes = Level.NONE, True
-        self._beside.begin(self._remove, BESIDE)
+    def _look_at_all(self) -> None:
+        self._next_look = -inf
+        self.look()
 
-    def _remove(self, job: Job) -> Action:
-        """Remove, beside the loop, what is left here."""
-        left = 0
+    def _lower(self, level: Level, job: Job) -> Action:
+        """Remove, beside the loop, what is left here and does not belong to a level."""
+        left, keeps = 0, level is Level.ARMED and self._rules.arms
         try:
             drop_all(self._vip, job.changes)
             if self._rules.plan:
-                self._rules.removes(job.changes)
+                if not keeps:
+                    self._rules.removes(job.changes)
                 left = conntrack.forget(self._vip)
         except KevipError as error:
-            return partial(self._removed, error)
-        return partial(self._removed, left=left)
+            return partial(self._lowered, level, error)
+        return partial(self._lowered, level, left=left, keeps=keeps)
 
-    def _removed(self, error: KevipError | None = None, left: int = 0) -> None:
-        self._removes = False
+    def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0, *, keeps: bool = False) -> None:
+        self._lowers = None
         if error:
             hint = "it is tried again; rules that are left do nothing"
             self._warn("release.failed", "rules", error=str(error), hint=hint)
+        elif keeps:
+            self._look_at_all()
         else:
-            self._rules.here = False
+            self._rules.here, self._rules.whole = False, {}
         if left:
             hint = "there are too many to forget them all: the kernel does when nothing is sent any more"
             self._warn("release.slow", None, connections=left, hint=hint)
-        self._listener.cleared(ok=not error)
+        self._listener.cleared(level, ok=not error)
 
     def look(self) -> None:
         """See, beside the loop, whether all is as it should be, unless a job is under way; be ready for a takeover.
@@ -168,7 +177,7 @@ class Plane:
         """
         if self.level is not Level.HELD:
             self._stand_by()
-        if not self._beside.is_busy:
+        if not self._beside.is_busy and self.level is not Level.DRAINING:
             look = _Look(self.level, rules=self._loop.now() >= self._next_look)
             self._beside.begin(partial(self._look, look), BESIDE)
 
@@ -183,8 +192,11 @@ class Plane:
         begin = monotonic()
         try:
             if look.level is Level.HELD and self._rules.plan:
-                self._look_as_master(look, job.changes)
-            elif look.level is Level.NONE and self._rules.here is False and (look.rules or lease.held(self._vip)):
+                self._tend(look, job.changes)
+            elif look.level is Level.ARMED and self._rules.arms:
+                look.drifts += _strays(drop_all(self._vip, job.changes))
+                self._tend(look, job.changes)
+            elif look.level < Level.HELD and self._rules.here is False and (look.rules or lease.held(self._vip)):
                 look.rules = True
                 look.drifts = self._clear(job.changes)
                 look.plan = self._rules.survey(look.drifts, opens=False)
@@ -193,7 +205,8 @@ class Plane:
         look.seconds = monotonic() - begin
         return partial(self._looked, look)
 
-    def _look_as_master(self, look: _Look, changes: Changes) -> None:
+    def _tend(self, look: _Look, changes: Changes) -> None:
+        """See that the host can serve, and mend what it lacks for that."""
         look.rules = look.rules or self._rules.is_overtaken()
         if not kernel.forwards(self.interface):
             with changes():
@@ -203,7 +216,7 @@ class Plane:
             return
         if self._is_new:
             conntrack.forget_untranslated(self._vip)
-        look.plan, look.whole = self._rules.looks(look.drifts, changes, is_new=self._is_new)
+        look.plan, look.whole = self._rules.looks(look.drifts, changes)
 
     def _looked(self, look: _Look) -> None:
         if look.rules:
@@ -212,6 +225,8 @@ class Plane:
         if look.plan is not None:
             self._rules.adopt(look.plan, look.whole)
         self._tell(look.drifts)
+        if look.error and look.level is Level.ARMED and self._rules.here:
+            self._rules.here = None  # a takeover installs them again, just in case
         is_new, self._is_new = self._is_new, False
         if isinstance(look.error, CommandError) and look.error.exit_status is None:
             self._warn("look.slow", None, error=str(look.error))
@@ -231,7 +246,7 @@ class Plane:
         return [str(each) for each in self._clear(nullcontext)]
 
     def _clear(self, changes: Changes) -> list[Drift]:
-        found = [Drift(Kind.ADDRESS, f"address on {name}") for name in drop_all(self._vip, changes)]
+        found = _strays(drop_all(self._vip, changes))
         return found + _forgotten(self._vip, self._rules.removes(changes))
 
     def end(self, patience: float = _PATIENCE) -> None:
@@ -253,7 +268,7 @@ def clear(vip: IPv4Address, needed: Backend) -> list[Drift]:
 
     Raises KevipError, also if a back end that is needed does not work.
     """
-    found = [Drift(Kind.ADDRESS, f"address on {name}") for name in drop_all(vip)]
+    found = _strays(drop_all(vip))
     return found + _forgotten(vip, remove(vip, select.installed().values(), [needed]))
 
 
@@ -264,6 +279,10 @@ def drop_all(vip: IPv4Address, changes: Changes = nullcontext) -> list[str]:
         with changes():
             lease.drop(vip, name)
     return names
+
+
+def _strays(names: list[str]) -> list[Drift]:
+    return [Drift(Kind.ADDRESS, f"address on {name}") for name in names]
 
 
 def _forgotten(vip: IPv4Address, cleared: list[str]) -> list[Drift]:

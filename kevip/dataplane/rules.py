@@ -13,7 +13,8 @@
 What is proxied is accepted in FORWARD only where the policy there is to drop, and last: what others refuse stays so.
 
 DNAT and DROP match only while the VIP is an address of this host, SNAT and ACCEPT only connections that came in for
-it: on a host that does not hold the VIP, rules that were left behind do nothing.
+it: on a host that does not hold the VIP, they do nothing. So they are there before it is, and a takeover is an address.
+Only a global masquerade is not like that.
 """
 
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ class Proxy:
     global_masquerade: bool = False
     ports: tuple[Ports, ...] = ()
     allow_from: tuple[IPv4Network, ...] = ()
+
+    @property
+    def arms(self) -> bool:
+        """Whether the rules do nothing on a host without the VIP, so that a backup has them already."""
+        return bool(self.target) and not self.global_masquerade
 
     @property
     def allows_itself(self) -> bool:

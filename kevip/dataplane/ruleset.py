@@ -46,12 +46,13 @@ Whole = dict[Backend, list[str]]
 class Ruleset:
     """What ``looks`` and ``removes`` is for a thread beside the loop; all else for the loop's.
 
-    ``follows`` says that the rules may go to nftables when others begin to translate there. ``here`` is whether rules
-    of ours are on the host, None for some of them, or perhaps.
+    ``follows`` says that the rules may go to nftables when others begin to translate there. ``arms`` says that a backup
+    has them too. ``here`` is whether rules of ours are on the host, None for some of them, or perhaps.
     """
 
     def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool) -> None:
         self._proxy, self._vip = proxy, proxy.vip
+        self.arms = proxy.arms
         self._backends = select.installed() | {backend.name: backend}
         self._native = Nftables()
         self._follows = follows and Nftables.name in self._backends and self._native.works()
@@ -63,8 +64,10 @@ class Ruleset:
         self.adopt({backend: TRANSLATION} if proxy.target else {}, {})
 
     def adopt(self, plan: Plan, whole: Whole) -> None:
-        """Have rules where this says from now on."""
+        """Have rules where this says from now on; ``whole`` are those that are there."""
         self.whole = whole
+        if any(whole.values()):
+            self.here = True
         if plan == self.plan:
             return
         self.plan = plan
@@ -75,9 +78,11 @@ class Ruleset:
             self.backend, self._restore = backend, backend.standby()
 
     def stand_by(self) -> None:
-        """Be ready to install them at once; raises CommandError."""
-        if self.plan:
+        """Be ready to install them at once, if they may not be here by then; raises CommandError."""
+        if self.plan and (self.here is None or not self.arms):
             self._restore.start()
+        else:
+            self._restore.stop()
 
     def stand_down(self) -> None:
         """Be ready no more."""
@@ -94,10 +99,10 @@ class Ruleset:
             program.run(text)
         self.here = True
 
-    def looks(self, drifts: list[Drift], changes: Changes, *, is_new: bool) -> tuple[Plan, Whole]:
+    def looks(self, drifts: list[Drift], changes: Changes) -> tuple[Plan, Whole]:
         """Return what belongs where, and is there now; add what was not as it should be. Raises KevipError."""
         news = list[Drift]()  # told only if all is done
-        plan = self.survey(news, opens=not is_new)
+        plan = self.survey(news, opens=bool(self.whole))
         try:
             whole = self._mend_all(plan, drifts, changes)
         except HostError as error:  # rules of nftables are in its tables now
@@ -181,7 +186,9 @@ class Ruleset:
         try:
             with changes():
                 self._used.add(backend)
+                self.here = None
                 backend.repair(self._proxy, parts, saved)
+                self.here = True
         except CommandError:
             if not again:
                 raise

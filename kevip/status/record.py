@@ -93,7 +93,7 @@ class Record:
     bad_adverts: Counter[str] = field(default_factory=Counter)
     engine_starts: int = 0
     health: Health | None = None
-    rules: dict[str, list[str]] = field(default_factory=dict)  # that a master has installed, by back end
+    rules: dict[str, list[str]] = field(default_factory=dict)  # that are here when all is well, by back end
     claims: dict[str, Moment] = field(default_factory=dict)  # the MAC addresses of others that claim the VIP, and when
     takeovers: Durations = field(default_factory=Durations)
     handovers: Durations = field(default_factory=Durations)

@@ -13,6 +13,7 @@ _JOINING = 10.0  # seconds in which a daemon has joined the election, as a rule
 _FRESH = 6.0  # seconds for which a peer's advert says that it is master: reports are 2 s old, and adverts may be lost
 _LATE = 2.0  # seconds that a report may be old
 
+_SOON = "if this stays for 5 s, its log says why (drift.*)"
 _MOVE = "leave --dataplane at auto, and have nft installed (apt-get install nftables)"
 _LOWER = "give that chain a higher priority"
 
@@ -73,6 +74,10 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
         yield from _of_master(facts, report)
     elif report.role is not Role.LEAVING:
         yield from _of_others(facts, report)
+    if missing := facts.missing:
+        number = sum(map(len, report.rules.values()))
+        rules = f"{len(missing)} of {number} rules" if len(missing) < number else "its rules"
+        yield f"it is {report.role} without {rules}: {_SOON}"
     if facts.foreign:
         ahead = f"{facts.foreign[0]} translates before the rules in {report.dataplane}"
         yield f"{ahead}: TARGET may not see the VIP: {_LOWER if report.dataplane == 'nftables' else _MOVE}"
@@ -85,13 +90,8 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
 
 
 def _of_master(facts: Facts, report: Record) -> Iterator[str]:
-    soon = "if this stays for 5 s, its log says why (drift.*)"
     if report.interface not in facts.leased:
-        yield f"it is master without the VIP on {report.interface}: {soon}"
-    if missing := facts.missing:
-        number = sum(map(len, report.rules.values()))
-        rules = f"{len(missing)} of {number} rules" if len(missing) < number else "its rules"
-        yield f"it is master without {rules}: {soon}"
+        yield f"it is master without the VIP on {report.interface}: {_SOON}"
     if macs := ", ".join(report.claims):
         yield f"{macs} answers ARP for the VIP too, and is no peer that is heard: kevip check says who it is"
     lately = max(report.since + _SETTLING, facts.at - _FRESH)
@@ -109,7 +109,7 @@ def _of_others(facts: Facts, report: Record) -> Iterator[str]:
     for name in facts.leased:
         delete = f"ip address delete {facts.vip}/32 dev {name}"
         yield f"the VIP is on {name}, but this host is not master: if this stays for 6 s: {delete}"
-    if facts.rules and facts.age(report.since) > _SETTLING:
+    if not report.rules and facts.rules and facts.age(report.since) > _SETTLING:
         places = " and ".join(facts.rules)
         yield f"rules in {places}, but this host is not master: if this stays for 10 s, its log says why (drift.*)"
     if report.reason is Reason.UNFIT:

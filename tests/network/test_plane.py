@@ -68,9 +68,9 @@ class Host:
         self.plane = Plane(VIP, self.rules, self.loop, self, self.warn)
         self.plane.interface = "eth0"
 
-    def cleared(self, *, ok: bool) -> None:
+    def cleared(self, level: Level, *, ok: bool) -> None:
         """Note it."""
-        self.told.append(f"cleared {ok}")
+        self.told.append(f"cleared {level.name} {ok}")
 
     def unfit(self, detail: str) -> None:
         """Note it."""
@@ -169,19 +169,18 @@ def test_levels_in_any_order_are_the_whole_host_state(
     prepare(host, backend)
     with host.entered():
         it = Host(host, tools, backend)
-        rules = False
+        level = Level.NONE
         for _ in range(25):
-            level = chance.choice(list(Level))
+            level = chance.choice([each for each in Level if each is not Level.DRAINING or level > Level.ARMED])
             it.plane.apply(level)
             if chance.random() < 0.5:
                 it.plane.look()
-            rules = level is Level.HELD or (rules and level is Level.RULES)
             if chance.random() < 0.6:
                 it.turn()
-                assert it.state() == (HELD if level is Level.HELD else RULES if rules else NONE)
+                assert it.state() == (HELD if level is Level.HELD else RULES if level else NONE)
         it.plane.end()
         assert it.state() == NONE
-        assert set(it.told) <= {"cleared True"}
+        assert set(it.told) <= {"cleared NONE True", "cleared ARMED True"}
         it.loop.close()
 
 
@@ -200,7 +199,7 @@ def test_a_level_twice_is_that_level_and_told_once(it: Host) -> None:
         it.plane.apply(level)
         it.plane.apply(level)
     it.turn()
-    assert it.told == ["cleared True"]
+    assert it.told == ["cleared NONE True"]
 
 
 def test_what_others_do_to_a_master_is_repaired_and_told(it: Host) -> None:
@@ -259,7 +258,7 @@ def test_a_takeover_opens_forward_in_the_other_back_end(it: Host) -> None:
 OTHER = "table ip other { chain post { type nat hook postrouting priority srcnat; ip saddr 10.9.0.0/24 masquerade; }; }"
 
 
-@pytest.mark.parametrize("level", [Level.HELD, Level.NONE])
+@pytest.mark.parametrize("level", [Level.HELD, Level.ARMED, Level.NONE])
 def test_the_rules_follow_where_others_translate(it: Host, level: Level) -> None:
     it.plane.apply(level)
     it.turn()
@@ -318,12 +317,12 @@ def test_rules_of_nftables_in_tables_of_iptables_make_no_master_unfit(it: Host) 
     assert len(it.told) == 1
     it.plane.apply(Level.NONE)
     it.turn()
-    assert it.told[1:] == ["release.failed rules", "cleared False"]
+    assert it.told[1:] == ["release.failed rules", "cleared NONE False"]
     assert not it.space.has_rules("nftables")
     it.space.run("nft", "flush", "chain", "ip", "nat", "POSTROUTING")
     it.plane.apply(Level.NONE)
     it.turn()
-    assert it.told[3:] == ["cleared True"]
+    assert it.told[3:] == ["cleared NONE True"]
 
 
 def test_a_forward_chain_that_iptables_cannot_read_is_left_alone(host: Namespace, tools: Path) -> None:
@@ -338,7 +337,7 @@ def test_a_forward_chain_that_iptables_cannot_read_is_left_alone(host: Namespace
             it.turn()
             it.look()
             it.look()
-        assert (it.told, set(it.plane.rules)) == (["cleared True"], {"nftables"})
+        assert (it.told, set(it.plane.rules)) == (["cleared NONE True"], {"nftables"})
         it.plane.end()
         assert host.run("nft", "--stateless", "list", "ruleset") == before
         it.loop.close()
@@ -365,11 +364,75 @@ def test_what_others_do_to_a_backup_is_repaired_and_told(it: Host) -> None:
     it.space.run("ip", "address", "add", f"{VIP}/32", "dev", "peer0", "valid_lft", "60", "preferred_lft", "0")
     it.look()
     assert it.told == [
-        "cleared True",
+        "cleared NONE True",
         Drift(Kind.ADDRESS, "address on peer0"),
         Drift(Kind.RULES, "rules in iptables-nft"),
     ]
     assert it.state() == NONE
+
+
+def test_an_armed_host_lacks_only_the_address(it: Host) -> None:
+    it.plane.apply(Level.ARMED)
+    it.turn()
+    assert (it.state(), it.told) == (RULES, [])
+    assert it.plane.rules == {"iptables-nft": [line for line in RULES.splitlines() if "kevip:10.77.0.100" in line]}
+    it.tool("iptables-nft-restore", "exit 1")
+    it.tool("iptables-nft-save", "exit 1")
+    it.plane.apply(Level.HELD)
+    assert it.state() == HELD
+
+
+def test_what_others_do_to_an_armed_host_is_repaired_and_told(it: Host) -> None:
+    it.plane.apply(Level.ARMED)
+    it.turn()
+    it.space.iptables("-t", "nat", "-F", "OUTPUT")
+    it.space.sysctl("net.ipv4.ip_forward", "0")
+    it.space.run("ip", "address", "add", f"{VIP}/32", "dev", "peer0", "valid_lft", "60", "preferred_lft", "0")
+    it.look()
+    missing = 'nat rule missing: -A OUTPUT -m comment --comment "kevip:10.77.0.100" -j KEVIP-DNAT-10.77.0.100'
+    assert list(map(str, it.told)) == ["address on peer0", "forwarding off", missing]
+    assert (it.state(), it.space.sysctl("net.ipv4.ip_forward")) == (RULES, "1")
+
+
+def test_what_drained_is_forgotten_and_the_rules_stay(it: Host) -> None:
+    it.plane.apply(Level.HELD)
+    it.turn()
+    connect(it.space, 3)
+    it.plane.apply(Level.DRAINING)
+    it.turn()
+    assert len(it.space.run("conntrack", "--dump", "--orig-dst", str(VIP)).splitlines()) == 3
+    it.plane.apply(Level.ARMED)
+    it.turn()
+    assert it.space.run("conntrack", "--dump", "--orig-dst", str(VIP)) == ""
+    assert (it.state(), it.told) == (RULES, ["cleared ARMED True"])
+
+
+def test_a_host_whose_rules_could_not_be_looked_at_installs_them_when_it_takes_over(it: Host) -> None:
+    it.plane.apply(Level.ARMED)
+    it.turn()
+    it.tool("iptables-nft-save", "echo no >&2; exit 4")
+    it.space.iptables("-t", "nat", "-F", "OUTPUT")
+    it.look()
+    assert it.told == ["drift.not_repaired"]
+    it.plane.apply(Level.HELD)
+    assert it.space.iptables("-t", "nat", "-S", "OUTPUT").count("kevip") == 1
+    it.mend()
+    it.turn()
+    assert it.state() == HELD
+
+
+def test_what_masquerades_all_is_not_armed(host: Namespace, tools: Path) -> None:
+    prepare(host)
+    with host.entered():
+        it = Host(host, tools, global_masquerade=True)
+        for level, masquerades in ((Level.ARMED, 0), (Level.HELD, 1), (Level.DRAINING, 1), (Level.ARMED, 0)):
+            it.plane.apply(level)
+            it.turn()
+            it.look()
+            assert it.space.iptables("-t", "nat", "-S", "POSTROUTING").count("MASQUERADE") == masquerades
+        assert (it.told, it.plane.rules) == (["cleared ARMED True"], {})
+        it.plane.end()
+        it.loop.close()
 
 
 def test_of_many_drifts_ten_are_told_and_how_many_more(host: Namespace, tools: Path) -> None:
@@ -434,7 +497,7 @@ def test_a_takeover_during_a_removal_leaves_each_rule_once(it: Host, tool: str, 
     it.mend()
     it.turn()
     assert it.state() == HELD
-    assert it.told in ([], ["cleared True"])
+    assert it.told in ([], ["cleared NONE True"])
 
 
 def test_a_tool_that_hangs_ends_the_takeover_in_time_and_leaves_nothing(it: Host) -> None:
@@ -445,8 +508,9 @@ def test_a_tool_that_hangs_ends_the_takeover_in_time_and_leaves_nothing(it: Host
     assert time.monotonic() - begin < 5
     assert "sleep 62" not in it.space.run("ps", "-A", "-o", "args=")
     it.mend()
+    it.plane.apply(Level.NONE)
     it.turn()
-    assert (it.state(), it.told) == (NONE, ["cleared True"])
+    assert (it.state(), it.told) == (NONE, ["cleared NONE True"])
     it.plane.apply(Level.HELD)
     it.turn()
     assert it.state() == HELD
@@ -467,12 +531,12 @@ def test_a_removal_that_fails_is_told_and_may_be_tried_again(it: Host) -> None:
     it.tool("iptables-nft-restore", "echo no >&2; exit 4")
     it.plane.apply(Level.NONE)
     it.turn()
-    assert it.told == ["release.failed rules", "cleared False"]
+    assert it.told == ["release.failed rules", "cleared NONE False"]
     assert it.state() == RULES
     it.mend()
     it.plane.apply(Level.NONE)
     it.turn()
-    assert (it.state(), it.told[2:]) == (NONE, ["cleared True"])
+    assert (it.state(), it.told[2:]) == (NONE, ["cleared NONE True"])
 
 
 def test_an_end_with_a_tool_that_hangs_is_over_soon(it: Host) -> None:
@@ -505,7 +569,7 @@ def test_an_entry_that_expires_meanwhile_is_no_failure(it: Host, tmp_path: Path)
     )
     it.plane.apply(Level.NONE)
     it.turn()
-    assert it.told == ["cleared True"]
+    assert it.told == ["cleared NONE True"]
     assert it.space.run("conntrack", "--dump", "--orig-dst", str(VIP)) == ""
 
 
@@ -518,4 +582,4 @@ def test_connections_that_are_too_many_are_counted_and_are_no_rules(it: Host) ->
     it.plane.apply(Level.NONE)
     it.turn()
     assert time.monotonic() - begin < 5
-    assert it.told == ["release.slow", "cleared True"]
+    assert it.told == ["release.slow", "cleared NONE True"]

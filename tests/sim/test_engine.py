@@ -134,4 +134,4 @@ def test_after_a_crash_another_serves_as_soon_as_the_engine_says(three: Course) 
 
 
 def test_a_takeover_that_fails_leaves_the_vip_to_the_next(three: Course) -> None:
-    expect(three, "tools n2 restore=fail", "stop n1", "run 10s", "expect holder n3", "expect logged n2 takeover.failed")
+    expect(three, "tools n2 ip=fail", "stop n1", "run 10s", "expect holder n3", "expect logged n2 takeover.failed")

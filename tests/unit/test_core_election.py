@@ -65,7 +65,7 @@ def backing_off() -> Host:
 def test_a_host_stands_for_election_at_once() -> None:
     host = Host()
     assert next_due(SLOW, host.instance) == -inf
-    assert host.tell(Tick()) == [Do.LOOK, StartEngine(1)]
+    assert host.tell(Tick()) == [Do.LOOK, Apply(Level.ARMED), StartEngine(1)]
     assert host.state == Joining()
     assert host.instance.role is Role.INIT
 
@@ -200,7 +200,7 @@ def test_a_takeover_that_failed_is_undone_and_tried_again() -> None:
         Note(what=What.RESIGNED, detail="iptables"), *LETS_GO,
         Do.END_ENGINE, Note(what=What.RETRY, seconds=FIRST_RETRY), Enter(Role.INIT, Reason.UNFIT),
     ]  # fmt: skip
-    assert Apply(Level.NONE) in host.wait(0)
+    assert Apply(Level.ARMED) in host.wait(0)
     host.ended()
     assert StartEngine(2) in host.wait(FIRST_RETRY)
     assert host.demoted() == [Enter(Role.BACKUP, Reason.UNFIT), Proceed("down")]

@@ -47,12 +47,14 @@ from kevip.core.states import (
 
 
 @pytest.mark.parametrize("host", [Host(), joining(), backup()], ids=["down", "joining", "backup"])
-def test_a_host_that_holds_nothing_stops_at_once(host: Host) -> None:
-    was_on = host.instance.engine is Engine.ON
-    effects = host.tell(Stop())
+def test_a_host_that_does_not_hold_the_vip_stops_at_once(host: Host) -> None:
+    was_on, was_armed = host.instance.engine is Engine.ON, host.instance.level is Level.ARMED
+    effects = host.tell(Stop(), Tick())
     assert host.state == Stopped()
     assert effects.count(Do.END_ENGINE) == was_on
+    assert effects.count(Apply(Level.NONE)) == was_armed
     host.ended()
+    host.clear()
     assert is_over(host.instance)
 
 
@@ -82,7 +84,7 @@ def test_a_stop_gives_up_on_rules_that_cannot_be_removed() -> None:
         assert Apply(Level.NONE) in host.wait(FIRST_RETRY)
         host.clear(ok=False)
     assert is_over(host.instance)
-    assert host.instance.level is Level.RULES
+    assert host.instance.level is Level.DRAINING
 
 
 @pytest.mark.parametrize("says", [Says.STAYS, None], ids=["followed", "nobody"])
@@ -95,27 +97,27 @@ def test_a_stop_gives_up_on_a_removal_that_does_not_end(says: Says | None) -> No
     assert not is_over(host.instance)
     host.wait(0.01)
     assert is_over(host.instance)
-    assert host.instance.level is Level.RULES
+    assert host.instance.level is Level.DRAINING
 
 
-def test_rules_that_cannot_be_removed_are_tried_again_later_each_time() -> None:
+def test_connections_that_cannot_be_forgotten_are_tried_again_later_each_time() -> None:
     host = master()
     host.demoted()
-    assert Apply(Level.NONE) in host.wait(DRAIN)
+    assert Apply(Level.ARMED) in host.wait(DRAIN)
     for seconds in (2, 4, 6):
         host.clear(ok=False)
-        assert Apply(Level.NONE) not in host.wait(seconds - 0.01)
-        assert Apply(Level.NONE) in host.wait(0.01)
+        assert Apply(Level.ARMED) not in host.wait(seconds - 0.01)
+        assert Apply(Level.ARMED) in host.wait(0.01)
     host.clear()
     assert host.instance.stuck == 0
-    assert Apply(Level.NONE) not in host.wait(60)
+    assert Apply(Level.ARMED) not in host.wait(60)
 
 
 def test_rules_that_drain_are_not_removed_from_under_a_host_that_is_elected_again() -> None:
     host = master()
     host.demoted()
     host.elected(after=DRAIN / 2)
-    assert Apply(Level.NONE) not in host.wait(60)
+    assert Apply(Level.ARMED) not in host.wait(60)
 
 
 def test_rules_that_were_cleared_before_they_were_installed_again_are_there() -> None:
@@ -145,9 +147,9 @@ def test_a_transition_that_is_not_in_the_table_is_refused(monkeypatch: pytest.Mo
         Instance(state=Down(inf, inf), engine=Engine.ON),
     ],
 )
-def test_a_host_that_is_not_as_it_must_be_leaves_the_election_with_nothing_here(flawed: Instance) -> None:
+def test_a_host_that_is_not_as_it_must_be_leaves_the_election_without_the_vip(flawed: Instance) -> None:
     now_is, effects = step(SLOW, replace(flawed, tick=inf), Tick(), 100)
-    assert effects[1:5] == [Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, Apply(Level.NONE)]
+    assert effects[1:5] == [Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, Apply(Level.ARMED)]
     assert isinstance(effects[0], Note)
     assert effects[0].what is What.BROKEN
     assert effects[0].detail
@@ -163,9 +165,9 @@ def test_rules_that_were_cleared_before_a_takeover_and_are_back_since_are_remove
     host.elected()
     host.demoted()
     host.clear()
-    assert Apply(Level.NONE) in host.wait(DRAIN)
+    assert Apply(Level.ARMED) in host.wait(DRAIN)
     host.clear()
-    assert Apply(Level.NONE) not in host.wait(60)
+    assert Apply(Level.ARMED) not in host.wait(60)
 
 
 @pytest.mark.parametrize("state", [Stopped(), Leaving(Then.STOP, 0, inf)])
@@ -174,7 +176,7 @@ def test_a_host_that_stops_does_so_also_if_something_is_wrong_with_it(state: Sta
     assert now_is.state == Stopped()
     assert now_is.give_up == 100 + GIVE_UP
     now_is, _ = step(SLOW, now_is, Ended(1), 101)
-    now_is, _ = step(SLOW, now_is, Cleared(), 102)
+    now_is, _ = step(SLOW, now_is, Cleared(Level.NONE), 102)
     assert is_over(now_is)
 
 
@@ -205,10 +207,23 @@ def test_a_stop_tries_to_remove_rules_that_could_not_be_removed_before() -> None
 def test_a_stop_waits_for_a_removal_of_rules_that_has_begun() -> None:
     host = master()
     host.demoted()
-    assert Apply(Level.NONE) in host.wait(DRAIN)
+    assert Apply(Level.ARMED) in host.wait(DRAIN)
     host.tell(Stop())
     host.ended()
+    assert Apply(Level.NONE) in host.wait(0)
+    host.tell(Cleared(Level.ARMED))
     assert Apply(Level.NONE) not in host.wait(GIVE_UP - 0.1)
     assert not is_over(host.instance)
     host.clear()
     assert is_over(host.instance)
+
+
+def test_rules_are_there_before_an_engine_runs_and_after_it_until_a_stop() -> None:
+    host = Host()
+    effects = host.tell(Tick())
+    assert effects.index(Apply(Level.ARMED)) < effects.index(StartEngine(1))
+    host.ended()
+    assert not [effect for effect in host.wait(60) if isinstance(effect, Apply)]
+    assert host.instance.level is Level.ARMED
+    host.tell(Stop())
+    assert Apply(Level.NONE) in host.wait(0)
