@@ -15,7 +15,7 @@ from lab.traffic import load, sink
 from plain import HOOKS, PlainReplica
 
 from kevip.dataplane.backend import Backend
-from kevip.dataplane.rules import TRANSLATION, Proxy
+from kevip.dataplane.rules import Proxy
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -135,7 +135,8 @@ def many_vips(kind: str, backend: Backend, number: int, rounds: int = 5, seconds
         for vip in (IPv4Address(VIP) + n for n in range(number)):
             node.run("ip", "address", "add", f"{vip}/32", "dev", "eth0")
             with node.entered():
-                backend.standby().run(backend.setup(Proxy(vip=vip, target=IPv4Address(TARGET)), TRANSLATION))
+                proxy = Proxy(vip=vip, target=IPv4Address(TARGET))
+                backend.standby().run(backend.setup(proxy, proxy.parts))
         with sink(network.target, TARGET, port):
             measure: Callable[[str], float] = lambda address: load(network.client, kind, address, port, seconds)  # noqa: E731
             return Pair([(measure(VIP), measure(TARGET)) for _ in range(rounds)])

@@ -10,9 +10,9 @@ from kevip.daemon import STOPS, Daemon
 from kevip.dataplane import conntrack
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Plane
-from kevip.dataplane.rules import Proxy
+from kevip.dataplane.rules import Inlet, Proxy
 from kevip.dataplane.ruleset import Ruleset
-from kevip.election import ucarp, vrrpd
+from kevip.election import packet, ucarp, vrrpd
 from kevip.election.engine import Engine, Tell
 from kevip.election.keepalived import KeepalivedEngine
 from kevip.election.standing import UcarpEngine
@@ -73,10 +73,12 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     proxy = Proxy(
         vip=config.vip, target=config.target, here=host.placement.source,
         global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
+        inlets=_inlets(candidacy),
     )  # fmt: skip
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
     plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
+    plane.interface = host.placement.interface
     daemon.attach(
         engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,
@@ -93,6 +95,14 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         reporter=reporter,
     )
     return plane, reporter
+
+
+def _inlets(candidacy: Candidacy) -> tuple[Inlet, ...]:
+    """Return what the engine hears behind the host's packet filter: ucarp hears all before it."""
+    if isinstance(candidacy, ucarp.Candidacy):
+        return ()
+    peers = tuple(Inlet(packet.PROTOCOL, source=peer) for peer in candidacy.peers)
+    return peers or (Inlet(packet.PROTOCOL, destination=packet.GROUP),)
 
 
 def _engine(candidacy: Candidacy, loop: Loop, reporter: Reporter, tell: Tell, find: Callable[[], Placement]) -> Engine:

@@ -14,6 +14,7 @@ from kevip.host.nfnetlink import Chain
 _SHOWN = 3  # rules of others that are shown; there may be thousands
 _OF_IPTABLES = "ip filter FORWARD"  # what iptables-nft makes, and shows, itself
 _INPUT_OF_IPTABLES = "ip filter INPUT"
+_REFUSES = re.compile(r"^-A INPUT -j (DROP|REJECT)\b", re.MULTILINE).search
 _LETS_IN = re.compile(r"^-A \S+ (.* )?-p (112|vrrp|carp) .*-j ACCEPT$", re.MULTILINE).search
 
 # Who makes which table of nftables.
@@ -50,12 +51,13 @@ def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chai
 
 
 def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Finding]:
-    """Say whether INPUT lets adverts in, which keepalived hears behind it, as far as policies tell."""
-    closed = [name for name, text in saved.items() if policy(text, "filter", "INPUT") == "DROP" and not _LETS_IN(text)]
-    for name in closed:
+    """Say whether INPUT lets adverts in, which keepalived hears behind it: where the policy is to drop, kevip does."""
+    closed = [name for name, text in saved.items() if policy(text, "filter", "INPUT") == "DROP"]
+    refusing = [name for name, text in saved.items() if _REFUSES(text) and not _LETS_IN(text)]
+    for name in refusing:
         yield warning(
             "INPUT",
-            f"policy DROP in {name}, and no rule lets IP protocol 112 in: keepalived may hear no master",
+            f"{name} refuses what no rule accepts, and none lets IP protocol 112 in: keepalived may hear no master",
             f"{name} -I INPUT -p 112 -j ACCEPT, or what does that in your firewall",
         )
     droppers = [each for each in chains if each.hook == "input" and each.drops and each.path != _INPUT_OF_IPTABLES]
@@ -65,8 +67,9 @@ def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Findi
             f"the policy of {each}{_by(each)} is to drop: keepalived may hear no master",
             f"if it has no such rule: nft insert rule {each.path} ip protocol 112 accept",
         )
-    if not (closed or droppers):
-        yield ok("INPUT", "nothing is seen that keeps adverts from keepalived")
+    if not (refusing or droppers):
+        found = f"policy DROP in {' and '.join(closed)}: kevip lets adverts in, last of all"
+        yield ok("INPUT", found if closed else "nothing is seen that keeps adverts from keepalived")
 
 
 def translating(backend: Backend, chains: Sequence[Chain], *, movable: bool) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from kevip.dataplane.backend import Changes
-from kevip.dataplane.rules import Part, Parts, Proxy, Rule
+from kevip.dataplane.rules import OPENS, Inlet, Part, Parts, Proxy, Rule
 from kevip.errors import HostError, KevipError
 from kevip.host import command, nfnetlink
 
@@ -55,11 +55,11 @@ class Iptables:
             )
         return saved
 
-    def drops(self, chains: Sequence[nfnetlink.Chain]) -> bool:
-        """Whether the policy of FORWARD is to drop; ``chains`` are those of nftables. Raises as ``save`` does."""
+    def drops(self, name: str, chains: Sequence[nfnetlink.Chain]) -> bool:
+        """Whether the policy of a chain of filter is to drop; ``chains`` are nftables'. Raises as ``save`` does."""
         if self.kind == "nft":
-            return any(chain.drops and chain.path == "ip filter FORWARD" for chain in chains)
-        return self._is_loaded("filter") and policy(self.save(), "filter", "FORWARD") == "DROP"
+            return any(chain.drops and chain.path == f"ip filter {name}" for chain in chains)
+        return self._is_loaded("filter") and policy(self.save(), "filter", name) == "DROP"
 
     def translates(self) -> bool:
         """Whether others than kevip have rules in nat; raises as ``save`` does."""
@@ -140,10 +140,11 @@ class Iptables:
     def misplaced(self, vip: IPv4Address, saved: str) -> Iterator[str]:
         """Say where rules of others come before our jump, or behind what lets pass; those of other VIPs may."""
         yield from (f"{chain}: others before our jump" for chain in overtaken(saved, vip))
-        chain = [line for line in _tables(saved).get("filter", []) if line.startswith("-A FORWARD ")]
-        ours = [number for number, line in enumerate(chain) if _owner(line) == vip]
-        if ours and any(not _owner(line) for line in chain[ours[0] :]):
-            yield "filter FORWARD: others behind our rule"
+        for name in OPENS.values():
+            chain = [line for line in _tables(saved).get("filter", []) if line.startswith(f"-A {name} ")]
+            ours = [number for number, line in enumerate(chain) if _owner(line) == vip and line.endswith("ACCEPT")]
+            if ours and any(not _owner(line) for line in chain[ours[0] :]):
+                yield f"filter {name}: others behind our rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,11 @@ def _name(part: Part, vip: IPv4Address) -> str:
 
 def _mark(vip: IPv4Address) -> str:
     return f"-m comment --comment kevip:{vip}"
+
+
+def _match(inlet: Inlet) -> str:
+    ends = {"-s": inlet.source, "-d": inlet.destination}
+    return " ".join([*(f"{end} {address}" for end, address in ends.items() if address), f"-p {inlet.protocol}"])
 
 
 def _translated(vip: IPv4Address) -> str:
@@ -188,7 +194,7 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[_Chain]:
             hooks=("PREROUTING", "OUTPUT") if proxy.allows_itself else ("PREROUTING",),
             rules=tuple(f"{match} -j DNAT --to-destination {proxy.target}" for match in wanted or [local]),
         )
-    if Part.SNAT in parts and not proxy.global_masquerade:
+    if Part.SNAT in parts:
         snat = f"{_translated(vip)} -j SNAT --to-source {vip}"
         yield _Chain(table="nat", name=_name(Part.SNAT, vip), hooks=("POSTROUTING",), rules=(snat,))
 
@@ -203,8 +209,7 @@ def _guards(proxy: Proxy, local: str) -> Iterator[str]:
 
 
 def _table(proxy: Proxy, parts: Parts, table: str) -> Iterator[str]:
-    mark = _mark(proxy.vip)
-    chains = [chain for chain in _chains(proxy, parts) if chain.table == table]
+    mark, chains = _mark(proxy.vip), [chain for chain in _chains(proxy, parts) if chain.table == table]
     for chain in chains:
         yield f":{chain.name} - [0:0]"
     for chain in chains:
@@ -213,12 +218,20 @@ def _table(proxy: Proxy, parts: Parts, table: str) -> Iterator[str]:
             yield f"-A {chain.name} {match}{mark} -j {action}"
         for hook in chain.hooks:
             yield f"-I {hook} 1 {mark} -j {chain.name}"
-    if table == "mangle" and Part.FORWARD in parts:
-        yield f"-I FORWARD 1 {_translated(proxy.vip)} {mark}"
-    if table == "filter" and Part.ACCEPT in parts:
-        yield f"-A FORWARD {_translated(proxy.vip)} {mark} -j ACCEPT"
-    if table == "nat" and Part.MASQUERADE in parts and proxy.global_masquerade:
-        yield f"-A POSTROUTING {mark} -j MASQUERADE"
+    yield from (rule for place, rule in _among_others(proxy, parts) if place == table)
+
+
+def _among_others(proxy: Proxy, parts: Parts) -> Iterator[tuple[str, str]]:
+    """Yield the rules in built-in chains, with their tables."""
+    mark, translated = _mark(proxy.vip), _translated(proxy.vip)
+    if Part.FORWARD in parts:
+        yield "mangle", f"-I FORWARD 1 {translated} {mark}"
+    if Part.ACCEPT in parts:
+        yield "filter", f"-A FORWARD {translated} {mark} -j ACCEPT"
+    if Part.HEAR in parts:
+        yield from (("filter", f"-A INPUT {_match(inlet)} {mark} -j ACCEPT") for inlet in proxy.inlets)
+    if Part.MASQUERADE in parts:
+        yield "nat", f"-A POSTROUTING {mark} -j MASQUERADE"
 
 
 def teardown(saved: str, vip: IPv4Address) -> tuple[str, str]:
@@ -297,7 +310,9 @@ def _part(rule: str) -> Part | None:
         return None
     if chain := _chain(rule):
         return next((part for part, name in _CHAINS.items() if name == chain), Part.ACCEPT)
-    return Part.ACCEPT if action == "ACCEPT" else Part.MASQUERADE
+    if action == "ACCEPT":
+        return Part.HEAR if rule.startswith("-A INPUT ") else Part.ACCEPT
+    return Part.MASQUERADE
 
 
 def others(saved: str, vip: IPv4Address) -> list[str]:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 from kevip.dataplane.backend import Changes
-from kevip.dataplane.rules import TRANSLATION, Part, Parts, Ports, Proxy, Rule
+from kevip.dataplane.rules import Part, Parts, Ports, Proxy, Rule
 from kevip.host import command, nfnetlink
 
 _NFT = ["nft", "-f", "-"]
@@ -78,7 +78,7 @@ class Nftables:
         somewhere, ports = IPv4Address("192.0.2.1"), (Ports("tcp", 1, 2),)
         proxy = Proxy(vip=somewhere, target=somewhere, ports=ports, allow_from=(IPv4Network(somewhere),))
         try:
-            command.run_now([*_NFT, "--check"], stdin=self.setup(proxy, TRANSLATION))
+            command.run_now([*_NFT, "--check"], stdin=self.setup(proxy, proxy.parts))
         except command.CommandError:
             return False
         return True
@@ -161,9 +161,9 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
     if Part.DNAT in parts:
         for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
             yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
-    if Part.MASQUERADE in parts and proxy.global_masquerade:  # behind the rules of others, as it is in iptables
+    if Part.MASQUERADE in parts:  # behind the rules of others, as it is in iptables
         yield _chain("leaving", "nat hook postrouting", nfnetlink.SRCNAT + _AHEAD, "counter masquerade")
-    elif Part.SNAT in parts:
+    if Part.SNAT in parts:
         snat = f"{translated} counter snat to {proxy.vip}"
         yield _chain("postrouting", "nat hook postrouting", srcnat, snat)
 

@@ -145,23 +145,23 @@ class Plane:
 
     def _lower(self, level: Level, job: Job) -> Action:
         """Remove, beside the loop, what is left here and does not belong to a level."""
-        left, keeps = 0, level is Level.ARMED and self._rules.arms
+        left = 0
         try:
             drop_all(self._vip, job.changes)
-            if self._rules.plan:
-                if not keeps:
-                    self._rules.removes(job.changes)
+            if self._rules.may_have_any and level is Level.NONE:
+                self._rules.removes(job.changes)
+            if self._rules.translates:
                 left = conntrack.forget(self._vip)
         except KevipError as error:
             return partial(self._lowered, level, error)
-        return partial(self._lowered, level, left=left, keeps=keeps)
+        return partial(self._lowered, level, left=left)
 
-    def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0, *, keeps: bool = False) -> None:
+    def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0) -> None:
         self._lowers = None
         if error:
             hint = "it is tried again; rules that are left do nothing"
             self._warn("release.failed", "rules", error=str(error), hint=hint)
-        elif keeps:
+        elif level is Level.ARMED:
             self._look_at_all()
         else:
             self._rules.here, self._rules.whole = False, {}
@@ -191,12 +191,11 @@ class Plane:
     def _look(self, look: _Look, job: Job) -> Action:
         begin = monotonic()
         try:
-            if look.level is Level.HELD and self._rules.plan:
-                self._tend(look, job.changes)
-            elif look.level is Level.ARMED and self._rules.arms:
+            if look.level is Level.ARMED:
                 look.drifts += _strays(drop_all(self._vip, job.changes))
+            if look.level is not Level.NONE:
                 self._tend(look, job.changes)
-            elif look.level < Level.HELD and self._rules.here is False and (look.rules or lease.held(self._vip)):
+            elif self._rules.here is False and (look.rules or lease.held(self._vip)):
                 look.rules = True
                 look.drifts = self._clear(job.changes)
                 look.plan = self._rules.survey(look.drifts, opens=False)
@@ -207,16 +206,18 @@ class Plane:
 
     def _tend(self, look: _Look, changes: Changes) -> None:
         """See that the host can serve, and mend what it lacks for that."""
+        if not self._rules.may_have_any:
+            return
         look.rules = look.rules or self._rules.is_overtaken()
-        if not kernel.forwards(self.interface):
+        if self._rules.translates and not kernel.forwards(self.interface):
             with changes():
                 kernel.enable_forwarding(self.interface)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
         if not look.rules:
             return
-        if self._is_new:
+        if self._is_new and self._rules.translates:
             conntrack.forget_untranslated(self._vip)
-        look.plan, look.whole = self._rules.looks(look.drifts, changes)
+        look.plan, look.whole = self._rules.looks(look.drifts, changes, held=look.level is Level.HELD)
 
     def _looked(self, look: _Look) -> None:
         if look.rules:

@@ -10,11 +10,12 @@
    others ── VIP ──► DROP unless allowed
                                              ports not listed:  filter INPUT: REJECT
 
-What is proxied is accepted in FORWARD only where the policy there is to drop, and last: what others refuse stays so.
+What is proxied is accepted in FORWARD only where the policy there is to drop, and last: what others refuse stays so. In
+the same way INPUT accepts what this host has to hear of the others.
 
 DNAT and DROP match only while the VIP is an address of this host, SNAT and ACCEPT only connections that came in for
 it: on a host that does not hold the VIP, they do nothing. So they are there before it is, and a takeover is an address.
-Only a global masquerade is not like that.
+Only a global masquerade is not like that, and comes with the takeover.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Part(StrEnum):
     """Counts what is forwarded."""
     ACCEPT = auto()
     """Lets that pass where the policy would drop it."""
+    HEAR = auto()
+    """Lets in what this host has to hear of the others, where the policy would drop it."""
     DNAT = auto()
     """Sends it to TARGET."""
     SNAT = auto()
@@ -44,8 +47,8 @@ class Part(StrEnum):
 
 Parts = frozenset[Part]
 
-TRANSLATION = frozenset(Part) - {Part.ACCEPT}
-"""What is needed in one back end, whatever the policy of FORWARD is in any."""
+OPENS = {Part.ACCEPT: "FORWARD", Part.HEAR: "INPUT"}
+"""What is needed in each back end whose policy is to drop, and in which chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,22 @@ class Ports:
         return numbers if self.protocol == "tcp" else f"{numbers}/{self.protocol}"
 
 
+@dataclass(frozen=True, slots=True)
+class Inlet:
+    """What this host has to hear of the others: an IP protocol, from or to an address."""
+
+    protocol: int
+    source: IPv4Address | None = None
+    destination: IPv4Address | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
     """What is sent to the VIP goes to the target, which sees it come from the VIP.
 
     With ``global_masquerade``, everything that leaves this host is masqueraded instead, as older set-ups expect. With
     ``ports``, what is sent to others is refused. With ``allow_from``, what others send is dropped; ``here`` is this
-    host's address there, for its own processes send to the VIP from the VIP. Without a target there are no rules.
+    host's address there, for its own processes send to the VIP from the VIP. Without a target nothing is proxied.
     """
 
     vip: IPv4Address
@@ -89,11 +101,19 @@ class Proxy:
     global_masquerade: bool = False
     ports: tuple[Ports, ...] = ()
     allow_from: tuple[IPv4Network, ...] = ()
+    inlets: tuple[Inlet, ...] = ()
 
     @property
-    def arms(self) -> bool:
-        """Whether the rules do nothing on a host without the VIP, so that a backup has them already."""
-        return bool(self.target) and not self.global_masquerade
+    def parts(self) -> Parts:
+        """What is needed in one back end, whatever the policies are in any."""
+        if not self.target:
+            return frozenset()
+        return frozenset(Part) - OPENS.keys() - {Part.SNAT if self.global_masquerade else Part.MASQUERADE}
+
+    @property
+    def opens(self) -> Parts:
+        """What is needed where the policy is to drop."""
+        return frozenset(({Part.ACCEPT} if self.target else set()) | ({Part.HEAR} if self.inlets else set()))
 
     @property
     def allows_itself(self) -> bool:

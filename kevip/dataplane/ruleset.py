@@ -4,13 +4,14 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from enum import StrEnum
 from ipaddress import IPv4Address
+from itertools import product
 from typing import NamedTuple
 
 from kevip.dataplane import select
 from kevip.dataplane.backend import Backend, Changes, flaws, texts
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import TRANSLATION, Part, Parts, Proxy
+from kevip.dataplane.rules import OPENS, Part, Parts, Proxy
 from kevip.errors import HostError, KevipError
 from kevip.host import nfnetlink
 from kevip.host.command import CommandError
@@ -22,8 +23,12 @@ class Kind(StrEnum):
 
     ADDRESS = "address"
     FORWARDING = "forwarding"
+    HEARING = "hearing"
     FOREIGN_NAT = "foreign-nat"
     RULES = "rules"
+
+
+_KINDS = {Part.ACCEPT: Kind.FORWARDING, Part.HEAR: Kind.HEARING}
 
 
 class Drift(NamedTuple):
@@ -46,22 +51,22 @@ Whole = dict[Backend, list[str]]
 class Ruleset:
     """What ``looks`` and ``removes`` is for a thread beside the loop; all else for the loop's.
 
-    ``follows`` says that the rules may go to nftables when others begin to translate there. ``arms`` says that a backup
-    has them too. ``here`` is whether rules of ours are on the host, None for some of them, or perhaps.
+    ``follows`` says that the rules may go to nftables when others begin to translate there. ``here`` is whether rules
+    of ours are on the host as ``plan`` says, None for some of them, or perhaps.
     """
 
     def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool) -> None:
         self._proxy, self._vip = proxy, proxy.vip
-        self.arms = proxy.arms
         self._backends = select.installed() | {backend.name: backend}
         self._native = Nftables()
         self._follows = follows and Nftables.name in self._backends and self._native.works()
         self.backend, self._restore = backend, backend.standby()
+        self.translates, self.may_have_any = bool(proxy.target), bool(proxy.parts or proxy.opens)
         self.plan: Plan = {}
         self.whole: Whole = {}
         self.here: bool | None = False
         self._used: set[Backend] = set()  # where rules of ours are, or may be
-        self.adopt({backend: TRANSLATION} if proxy.target else {}, {})
+        self.adopt({backend: proxy.parts} if proxy.target else {}, {})
 
     def adopt(self, plan: Plan, whole: Whole) -> None:
         """Have rules where this says from now on; ``whole`` are those that are there."""
@@ -71,15 +76,14 @@ class Ruleset:
         if plan == self.plan:
             return
         self.plan = plan
-        self._setups = {backend: backend.setup(self._proxy, parts) for backend, parts in plan.items()}
-        backend = next(iter(plan), self.backend)
+        backend = next((each for each, parts in plan.items() if Part.DNAT in parts), self.backend)
         if backend != self.backend:
             self._restore.stop()
             self.backend, self._restore = backend, backend.standby()
 
     def stand_by(self) -> None:
-        """Be ready to install them at once, if they may not be here by then; raises CommandError."""
-        if self.plan and (self.here is None or not self.arms):
+        """Be ready to install them at once, if they may not all be here by then; raises CommandError."""
+        if self._proxy.target and (self.here is None or self._proxy.global_masquerade):
             self._restore.start()
         else:
             self._restore.stop()
@@ -89,27 +93,35 @@ class Ruleset:
         self._restore.stop()
 
     def install(self) -> None:
-        """Install all rules, if they are not here; raises CommandError."""
-        if self.here or not self.plan:
-            return
-        self.here, self.whole = None, {}
-        for backend, text in self._setups.items():
-            self._used.add(backend)
-            program = self._restore if backend == self.backend else backend.standby()
-            program.run(text)
-        self.here = True
+        """Install what a master has and is not here; raises CommandError."""
+        have, plan = self.plan if self.here else {}, dict(self.plan)
+        if self._proxy.target:
+            plan[self.backend] = plan.get(self.backend, frozenset()) | self._proxy.parts
+        missing = {backend: parts - have.get(backend, frozenset()) for backend, parts in plan.items()}
+        for backend, parts in missing.items():
+            if parts:
+                self.here, self.whole = None, {}
+                self._used.add(backend)
+                program = self._restore if backend == self.backend else backend.standby()
+                program.run(backend.setup(self._proxy, parts))
+        self.plan, self.here = plan, self.here is not False or self.translates
 
-    def looks(self, drifts: list[Drift], changes: Changes) -> tuple[Plan, Whole]:
-        """Return what belongs where, and is there now; add what was not as it should be. Raises KevipError."""
+    def looks(self, drifts: list[Drift], changes: Changes, *, held: bool) -> tuple[Plan, Whole]:
+        """Return what belongs where, and is there now; add what was not as it should be. Raises KevipError.
+
+        While the VIP is not held, only what does nothing without it.
+        """
         news = list[Drift]()  # told only if all is done
         plan = self.survey(news, opens=bool(self.whole))
+        if not held:
+            plan = {backend: parts - {Part.MASQUERADE} for backend, parts in plan.items()}
         try:
             whole = self._mend_all(plan, drifts, changes)
         except HostError as error:  # rules of nftables are in its tables now
             if not self._can_move:
                 raise
             news.append(Drift(Kind.FOREIGN_NAT, f"{error}: nftables takes over"))
-            plan = {self._native: TRANSLATION}
+            plan = {self._native: self._proxy.parts}
             whole = self._mend_all(plan, drifts, changes)
         for backend in self.plan.keys() - plan.keys():
             with suppress(HostError):  # it cannot read them any more, and the end will say so
@@ -121,25 +133,24 @@ class Ruleset:
     def _mend_all(self, plan: Plan, drifts: list[Drift], changes: Changes) -> Whole:
         whole: Whole = {}
         for backend, parts in plan.items():
-            with suppress(*([HostError] if whole else [])):  # what only accepts is not worth to be unfit
+            with suppress(*([] if Part.DNAT in parts else [HostError])):  # what only accepts is not worth to be unfit
                 whole[backend] = self._mend(backend, parts, drifts, changes)
         return whole
 
     def is_overtaken(self) -> bool:
         """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""
         with suppress(HostError):
-            chains = nfnetlink.base_chains() if self.plan else []
-            closed = [each for each in self._iptables() if each.kind == "nft" and each.drops(chains)]
-            opens = any(Part.ACCEPT not in self.plan.get(each, ()) for each in closed)
-            return opens or bool(self._others(select.own(chains)))
+            chains = nfnetlink.base_chains() if self.may_have_any else []
+            closed = [each for each in self._closed(chains) if each[0].kind == "nft"]
+            return bool(self._new(closed) or self._others(select.own(chains)))
         return False
 
     def survey(self, drifts: list[Drift], *, opens: bool) -> Plan:
         """Return what belongs where, by what others have on this host; add what is new of that.
 
-        ``opens`` says that a FORWARD chain whose policy is to drop is drift, if nothing was accepted there before.
+        ``opens`` says that a chain whose policy is to drop is drift, if nothing of ours was accepted there before.
         """
-        if not self.plan:
+        if not self.may_have_any:
             return {}
         try:
             backend, chains = self.backend, select.base_chains(self.backend)
@@ -148,11 +159,13 @@ class Ruleset:
         if others := self._others(chains):
             drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {backend.name}: nftables takes over"))
             backend = self._native
-        closed = [each for each in self._iptables() if self._is_closed(each, chains)]
-        new = [each.name for each in closed if opens and Part.ACCEPT not in self.plan.get(each, ())]
-        drifts += [Drift(Kind.FORWARDING, f"the policy of FORWARD in {name} is to drop") for name in new]
-        plan = {backend: TRANSLATION} | {each: frozenset() for each in closed if each != backend}
-        return {each: parts | {Part.ACCEPT} if each in closed else parts for each, parts in plan.items()}
+        closed = [(each, part) for each, part in self._closed(chains) if self._can_open(each, part)]
+        for each, part in self._new(closed) if opens else ():
+            drifts.append(Drift(_KINDS[part], f"the policy of {OPENS[part]} in {each.name} is to drop"))
+        plan: Plan = {backend: self._proxy.parts} if self._proxy.target else {}
+        for each, part in closed:
+            plan[each] = plan.get(each, frozenset()) | {part}
+        return plan
 
     @property
     def _can_move(self) -> bool:
@@ -167,10 +180,20 @@ class Ruleset:
             return []
         return select.ahead(self.backend, chains, source=not self._proxy.global_masquerade)
 
-    def _is_closed(self, each: Iptables, chains: list[Chain]) -> bool:
-        """Whether what is proxied has to be accepted in an iptables, and can be."""
+    def _closed(self, chains: list[Chain]) -> list[tuple[Iptables, Part]]:
+        """Return where something of ours has to be accepted, and what."""
+        found = list[tuple[Iptables, Part]]()
+        for each, part in product(self._iptables(), sorted(self._proxy.opens)):
+            with suppress(KevipError):
+                found += [(each, part)] if each.drops(OPENS[part], chains) else []
+        return found
+
+    def _new(self, closed: list[tuple[Iptables, Part]]) -> list[tuple[Iptables, Part]]:
+        return [(each, part) for each, part in closed if part not in self.plan.get(each, ())]
+
+    def _can_open(self, each: Iptables, part: Part) -> bool:
         with suppress(KevipError):
-            return each.drops(chains) and (Part.ACCEPT in self.plan.get(each, ()) or bool(each.save()))
+            return part in self.plan.get(each, ()) or bool(each.save())
         return False
 
     def _mend(

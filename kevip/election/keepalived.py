@@ -24,7 +24,7 @@ FOLLOWED = 2.5  # seconds that a master waits for its heir to serve, besides wha
 SILENT = 0.5  # seconds that an advert may be late
 ENDS = 3.0  # seconds after which a keepalived that was told to end is killed: as a rule it takes one
 # keepalived hears what the host's firewall lets through, kevip all: meanwhile, this host waits until nobody is heard.
-_DEAF = "keepalived does not hear it: iptables -I INPUT -p 112 -j ACCEPT, or what does that in your firewall"
+_DEAF = "a rule keeps it from keepalived: iptables -I INPUT -p 112 -j ACCEPT, or what does that in your firewall"
 
 
 class KeepalivedEngine:

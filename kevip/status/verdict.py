@@ -74,6 +74,16 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
         yield from _of_master(facts, report)
     elif report.role is not Role.LEAVING:
         yield from _of_others(facts, report)
+    yield from _of_rules(facts, report)
+    if (health := report.health) and not health.up:
+        silent = f"does not answer {health.check}{f' ({health.problem})' if health.problem else ''}"
+        if report.target:
+            yield f"{report.target} {silent}: look at it, and at the route to it"
+        elif report.role is Role.MASTER:
+            yield f"what serves the VIP {silent}, here or on any peer"
+
+
+def _of_rules(facts: Facts, report: Record) -> Iterator[str]:
     if missing := facts.missing:
         number = sum(map(len, report.rules.values()))
         rules = f"{len(missing)} of {number} rules" if len(missing) < number else "its rules"
@@ -81,12 +91,6 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
     if facts.foreign:
         ahead = f"{facts.foreign[0]} translates before the rules in {report.dataplane}"
         yield f"{ahead}: TARGET may not see the VIP: {_LOWER if report.dataplane == 'nftables' else _MOVE}"
-    if (health := report.health) and not health.up:
-        silent = f"does not answer {health.check}{f' ({health.problem})' if health.problem else ''}"
-        if report.target:
-            yield f"{report.target} {silent}: look at it, and at the route to it"
-        elif report.role is Role.MASTER:
-            yield f"what serves the VIP {silent}, here or on any peer"
 
 
 def _of_master(facts: Facts, report: Record) -> Iterator[str]:

@@ -372,8 +372,7 @@ def test_plain_keepalived_with_a_higher_priority_takes_the_vip(network: Network,
 def test_a_firewall_that_keeps_adverts_from_keepalived_makes_no_second_master(network: Network, start: Start) -> None:
     """The host is told, and serves all the same when nobody else does."""
     master, backup = network.nodes[:2]
-    backup.iptables("-P", "INPUT", "DROP")
-    backup.iptables("-A", "INPUT", "-p", "icmp", "-j", "ACCEPT")
+    backup.iptables("-A", "INPUT", "-p", "112", "-j", "DROP")
     first, second = start(master).master(), start(backup)
     assert "-p 112" in second.logged("election.deaf")["hint"]
     for _ in range(50):
@@ -383,6 +382,31 @@ def test_a_firewall_that_keeps_adverts_from_keepalived_makes_no_second_master(ne
     first.kill()
     second.master()
     assert network.settled([backup]) == backup
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"peers": f"{LAN}.11,{LAN}.12"}, {"target": None, "hold_only": True}], ids=str
+)
+def test_adverts_are_let_in_where_the_policy_of_input_is_to_drop(
+    network: Network, start: Start, backend: str, settings: dict[str, object]
+) -> None:
+    """From the start, and as soon as somebody changes it; and no longer than kevip runs."""
+    first, second = network.nodes[:2]
+    before = second.rules()
+    second.iptables("-P", "INPUT", "DROP", backend=backend)
+    start(first, **settings).master()
+    backup = start(second, **settings).ready()
+    eventually(lambda: "kevip:" in second.iptables("-S", "INPUT", backend=backend), what="adverts are accepted")
+    assert network.holders() == [first]
+    first.iptables("-P", "INPUT", "DROP", backend=backend)
+    first.iptables("-A", "INPUT", "-p", "udp", "-j", "DROP", backend=backend)
+    eventually(lambda: "kevip:" in first.iptables("-S", "INPUT", backend=backend).splitlines()[-1], what="and here")
+    assert not backup.events("election.deaf")
+    backup.stop()
+    assert second.iptables("-S", "INPUT", backend=backend) == "-P INPUT DROP\n"
+    second.iptables("-P", "INPUT", "ACCEPT", backend=backend)
+    assert second.rules() == before
 
 
 def check(node: Namespace, *arguments: str) -> dict[str, list[str]]:
@@ -414,11 +438,14 @@ def test_a_check_finds_a_firewall_that_keeps_adverts_out(network: Network, start
     assert check(node)["INPUT"] == ["ok nothing is seen that keeps adverts from keepalived"]
     node.iptables("-P", "INPUT", "DROP")
     node.run("nft", "add table inet own; add chain inet own in { type filter hook input priority 0; policy drop; }")
-    dropped, own = check(node)["INPUT"]
-    assert dropped.startswith("warning policy DROP in iptables-nft, and no rule lets IP protocol 112 in")
+    [own] = check(node)["INPUT"]
     assert own.startswith("warning the policy of chain in of nftables table inet own is to drop")
-    node.iptables("-A", "INPUT", "-i", "eth0", "-p", "112", "-j", "ACCEPT")
     node.run("nft", "delete table inet own")
+    assert check(node)["INPUT"] == ["ok policy DROP in iptables-nft: kevip lets adverts in, last of all"]
+    node.iptables("-A", "INPUT", "-j", "REJECT")
+    [refused] = check(node)["INPUT"]
+    assert refused.startswith("warning iptables-nft refuses what no rule accepts, and none lets IP protocol 112")
+    node.iptables("-I", "INPUT", "-i", "eth0", "-p", "112", "-j", "ACCEPT")
     assert [each[:2] for each in check(node)["INPUT"]] == ["ok"]
 
 

@@ -63,8 +63,8 @@ class Host:
         self.told: list[object] = []
         self.offset = 0.0
         self.loop = Loop(lambda: time.monotonic() + self.offset)
-        proxy = Proxy(vip=VIP, target=TARGET, **settings)  # type: ignore[arg-type]
-        self.rules = Ruleset(proxy, backend, follows=True)
+        self.proxy = Proxy(vip=VIP, target=TARGET, **settings)  # type: ignore[arg-type]
+        self.rules = Ruleset(self.proxy, backend, follows=True)
         self.plane = Plane(VIP, self.rules, self.loop, self, self.warn)
         self.plane.interface = "eth0"
 
@@ -421,16 +421,19 @@ def test_a_host_whose_rules_could_not_be_looked_at_installs_them_when_it_takes_o
     assert it.state() == HELD
 
 
-def test_what_masquerades_all_is_not_armed(host: Namespace, tools: Path) -> None:
+@pytest.mark.parametrize("backend", [NFT, Nftables()])
+def test_what_masquerades_all_comes_and_goes_with_the_vip(host: Namespace, tools: Path, backend: Backend) -> None:
     prepare(host)
     with host.entered():
-        it = Host(host, tools, global_masquerade=True)
+        it = Host(host, tools, backend, global_masquerade=True)
         for level, masquerades in ((Level.ARMED, 0), (Level.HELD, 1), (Level.DRAINING, 1), (Level.ARMED, 0)):
             it.plane.apply(level)
             it.turn()
             it.look()
-            assert it.space.iptables("-t", "nat", "-S", "POSTROUTING").count("MASQUERADE") == masquerades
-        assert (it.told, it.plane.rules) == (["cleared ARMED True"], {})
+            assert it.space.run("nft", "list", "ruleset").lower().count("masquerade") == masquerades
+            sizes = [len(rules) for rules in it.plane.rules.values()]
+            assert sizes == [backend.size(it.proxy, it.proxy.parts) - 1 + masquerades]
+        assert it.told == ["cleared ARMED True"]
         it.plane.end()
         it.loop.close()
 

@@ -19,7 +19,7 @@ from lab.replica import PASSWORD, Replica, invoke
 from lab.traffic import PORT, send_frame, tcp_source
 
 from kevip.dataplane.iptables import Iptables
-from kevip.dataplane.rules import TRANSLATION, Proxy
+from kevip.dataplane.rules import Proxy
 from kevip.election.carp import Advert, Group, Interval, build
 from kevip.election.ucarp import key
 
@@ -153,7 +153,8 @@ def test_what_a_killed_daemon_left_is_told_and_removed(network: Network, start: 
 
 def rules(vip: str) -> str:
     """Return the rules of a VIP, as iptables-restore takes them."""
-    return Iptables("iptables", "nft").setup(Proxy(vip=IPv4Address(vip), target=IPv4Address(TARGET)), TRANSLATION)
+    proxy = Proxy(vip=IPv4Address(vip), target=IPv4Address(TARGET))
+    return Iptables("iptables", "nft").setup(proxy, proxy.parts)
 
 
 def add_canaries(node: Namespace) -> dict[str, list[str]]:

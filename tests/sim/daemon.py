@@ -80,6 +80,7 @@ class Simulated:
         interval, fall, rise = (given.pop(name) for name in _CHECK)
         rules = Ruleset(Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft", "nft"), follows=True)
         made = plane.Plane(VIP, rules, loop, daemon, told.warn_once)  # type: ignore[arg-type]
+        made.interface = host.interface
         try:
             if removed := made.cleanup():
                 told.log.warning("leftovers.removed", what=removed)

@@ -7,7 +7,7 @@ import pytest
 from kevip.dataplane.backend import flaws, texts
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import TRANSLATION, Part, Ports, Proxy
+from kevip.dataplane.rules import Part, Ports, Proxy
 from kevip.dataplane.select import ahead
 from kevip.host.nfnetlink import Chain
 
@@ -82,12 +82,13 @@ table ip kevip-mine {
 
 
 def test_the_rules_are_these() -> None:
-    assert NFT.setup(PROXY, TRANSLATION) == SETUP
+    assert NFT.setup(PROXY, PROXY.parts) == SETUP
 
 
 def test_sources_and_ports_are_limited_by_sets() -> None:
     ports = (Ports("udp", 53, 54), Ports("tcp", 8005, 8020), Ports("tcp", 443, 443), Ports("tcp", 8000, 8010))
-    text = NFT.setup(Proxy(vip=VIP, target=TARGET, ports=ports, allow_from=(IPv4Network("10.1.0.0/16"),)), TRANSLATION)
+    proxy = Proxy(vip=VIP, target=TARGET, ports=ports, allow_from=(IPv4Network("10.1.0.0/16"),))
+    text = NFT.setup(proxy, proxy.parts)
     assert "elements = { 10.1.0.0/16 }" in text
     assert "elements = { tcp . 443-443, tcp . 8000-8020, udp . 53-54 }" in text
     assert "ct state invalid,new,untracked ip saddr != @sources counter drop" in text
@@ -97,7 +98,8 @@ def test_sources_and_ports_are_limited_by_sets() -> None:
 
 
 def test_a_host_wide_masquerade_comes_behind_that_of_others() -> None:
-    text = NFT.setup(Proxy(vip=VIP, target=TARGET, global_masquerade=True), TRANSLATION)
+    proxy = Proxy(vip=VIP, target=TARGET, global_masquerade=True)
+    text = NFT.setup(proxy, proxy.parts)
     assert "type nat hook postrouting priority 105; policy accept;\n\t\tcounter masquerade\n" in text
     assert "snat" not in text
 
@@ -113,7 +115,7 @@ def test_reads_rules_with_their_counters_from_tables_with_our_mark() -> None:
 
 
 def test_counts_the_rules_that_there_should_be() -> None:
-    assert NFT.size(PROXY, TRANSLATION) == 6
+    assert NFT.size(PROXY, PROXY.parts) == 6
     assert NFT.size(PROXY, frozenset({Part.GUARD, Part.DNAT})) == 4
 
 

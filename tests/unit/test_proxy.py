@@ -8,7 +8,7 @@ import pytest
 
 from kevip.dataplane.backend import flaws, texts
 from kevip.dataplane.iptables import Iptables, teardown
-from kevip.dataplane.rules import TRANSLATION, Part, Ports, Proxy
+from kevip.dataplane.rules import Inlet, Part, Ports, Proxy
 
 VIP = IPv4Address("10.0.0.100")
 TARGET = IPv4Address("192.0.2.9")
@@ -17,7 +17,7 @@ IPTABLES = Iptables("iptables-nft", "nft")
 
 def setup(proxy: Proxy) -> str:
     """Return what installs all that translates."""
-    return IPTABLES.setup(proxy, TRANSLATION)
+    return IPTABLES.setup(proxy, proxy.parts)
 
 
 GUARD = """\
@@ -120,6 +120,16 @@ def test_what_is_proxied_is_accepted_behind_all_else() -> None:
     )
 
 
+def test_what_has_to_be_heard_is_accepted_behind_all_else() -> None:
+    inlets = (Inlet(112, destination=IPv4Address("224.0.0.18")), Inlet(112, source=IPv4Address("10.0.0.12")))
+    proxy = Proxy(vip=VIP, target=None, inlets=inlets)
+    assert (proxy.parts, proxy.opens) == (frozenset(), frozenset({Part.HEAR}))
+    assert IPTABLES.setup(proxy, proxy.opens) == (
+        "*filter\n-A INPUT -d 224.0.0.18 -p 112 -m comment --comment kevip:10.0.0.100 -j ACCEPT\n"
+        "-A INPUT -s 10.0.0.12 -p 112 -m comment --comment kevip:10.0.0.100 -j ACCEPT\nCOMMIT\n"
+    )
+
+
 def test_the_longest_chain_name_fits_the_kernel() -> None:
     text = setup(Proxy(vip=IPv4Address("100.100.100.100"), target=TARGET))
     names = [line.split()[0][1:] for line in text.splitlines() if line.startswith(":")]
@@ -183,8 +193,10 @@ ACCEPT = '-A FORWARD -m comment --comment "kevip:10.0.0.100" -j ACCEPT\n'
     ("-A FORWARD -j DOCKER\n" + ACCEPT, []),
     (ACCEPT + ACCEPT.replace(".100", ".101"), []),
     (ACCEPT + "-A FORWARD -j DOCKER\n", ["filter FORWARD: others behind our rule"]),
+    (ACCEPT.replace("FORWARD", "INPUT") + "-A INPUT -j DROP\n", ["filter INPUT: others behind our rule"]),
+    (ACCEPT.replace("FORWARD", "INPUT").replace("ACCEPT", "KEVIP-IN-10.0.0.100") + "-A INPUT -j DROP\n", []),
 ])  # fmt: skip
-def test_what_is_accepted_in_forward_stands_last(chain: str, wrong: list[str]) -> None:
+def test_what_is_accepted_stands_last(chain: str, wrong: list[str]) -> None:
     assert list(IPTABLES.misplaced(VIP, f"*filter\n:FORWARD DROP [0:0]\n{chain}COMMIT\n")) == wrong
 
 
@@ -207,7 +219,8 @@ def test_what_is_wrong_with_the_rules(saved: str, wrong: list[str]) -> None:
 
 def test_repair_replaces_our_jumps_in_the_same_transaction() -> None:
     with mock.patch("kevip.host.command.run_now") as run:
-        IPTABLES.repair(Proxy(vip=VIP, target=TARGET), TRANSLATION, WHOLE)
+        proxy = Proxy(vip=VIP, target=TARGET)
+        IPTABLES.repair(proxy, proxy.parts, WHOLE)
     assert run.call_args.kwargs["stdin"] == SCOPED.replace("*nat\n", f"*nat\n-D{JUMP.removeprefix('-A')}")
 
 
@@ -215,8 +228,8 @@ def test_repair_replaces_our_jumps_in_the_same_transaction() -> None:
 def test_counts_the_rules_that_there_should_be(global_masquerade: bool) -> None:
     proxy = Proxy(vip=VIP, target=TARGET, global_masquerade=global_masquerade)
     found = [line for line in setup(proxy).splitlines() if line.startswith("-")]
-    assert IPTABLES.size(proxy, TRANSLATION) == len(found)
-    assert IPTABLES.size(proxy, frozenset(Part)) == len(found) + 1
+    assert IPTABLES.size(proxy, proxy.parts) == len(found)
+    assert IPTABLES.size(proxy, proxy.parts | {Part.ACCEPT}) == len(found) + 1
 
 
 COUNTED = """\
