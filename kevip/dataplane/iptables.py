@@ -59,20 +59,14 @@ class Iptables:
         """Whether the policy of a chain of filter is to drop; ``chains`` are nftables'. Raises as ``save`` does."""
         if self.kind == "nft":
             return any(chain.drops and chain.path == f"ip filter {name}" for chain in chains)
-        return self._is_loaded("filter") and policy(self.save(), "filter", name) == "DROP"
+        return "filter" in legacy_tables() and policy(self.save(), "filter", name) == "DROP"
 
     def translates(self) -> bool:
         """Whether others than kevip have rules in nat; raises as ``save`` does."""
-        if self.kind == "legacy" and not self._is_loaded("nat"):
+        if self.kind == "legacy" and "nat" not in legacy_tables():
             return False
         rules = _tables(self.save()).get("nat", [])
         return any(line.startswith("-A ") and not _owner(line) for line in rules)
-
-    def _is_loaded(self, table: str) -> bool:
-        try:
-            return table in _LEGACY_TABLES.read_text().split()
-        except OSError:  # not even one of them is
-            return False
 
     def setup(self, proxy: Proxy, parts: Parts) -> str:
         """Return the text that installs all rules. To be applied where none of them is: a jump would be doubled."""
@@ -257,6 +251,14 @@ def _block(table: str, lines: list[str]) -> str:
 def _deletions(lines: list[str], vip: IPv4Address) -> list[str]:
     """Return what deletes our rules in chains of others, by their own wording."""
     return [f"-D{line[2:]}" for line in lines if line.startswith("-A ") and _owner(line) == vip and not _chain(line)]
+
+
+def legacy_tables() -> list[str]:
+    """Return the tables of iptables-legacy that are in use, be it with no rules."""
+    try:
+        return _LEGACY_TABLES.read_text().split()
+    except OSError:  # not even one of them is
+        return []
 
 
 # What is saved

@@ -52,10 +52,14 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class _Look:
-    """What came of a look. ``rules`` says whether they were looked at, ``error`` is why they could not be."""
+    """What came of a look. ``rules`` says whether they were looked at, ``error`` is why they could not be.
+
+    ``anew`` says that they are, also if nobody changed any since the last one.
+    """
 
     level: Level
     rules: bool
+    anew: bool
     drifts: list[Drift] = field(default_factory=list)
     plan: Plan | None = None
     whole: Whole = field(default_factory=dict)
@@ -178,7 +182,7 @@ class Plane:
         if self.level is not Level.HELD:
             self._stand_by()
         if not self._beside.is_busy and self.level is not Level.DRAINING:
-            look = _Look(self.level, rules=self._loop.now() >= self._next_look)
+            look = _Look(self.level, rules=self._loop.now() >= self._next_look, anew=self._next_look == -inf)
             self._beside.begin(partial(self._look, look), BESIDE)
 
     def _stand_by(self) -> None:
@@ -208,11 +212,14 @@ class Plane:
         """See that the host can serve, and mend what it lacks for that."""
         if not self._rules.may_have_any:
             return
-        look.rules = look.rules or self._rules.is_overtaken()
         if self._rules.translates and not kernel.forwards(self.interface):
             with changes():
                 kernel.enable_forwarding(self.interface)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
+        if not look.anew and self._rules.is_unchanged():
+            look.rules = False
+        else:
+            look.rules = look.rules or self._rules.is_overtaken()
         if not look.rules:
             return
         if self._is_new and self._rules.translates:

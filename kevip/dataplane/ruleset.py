@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kevip.dataplane import select
 from kevip.dataplane.backend import Backend, Changes, flaws, texts
-from kevip.dataplane.iptables import Iptables
+from kevip.dataplane.iptables import Iptables, legacy_tables
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import OPENS, Part, Parts, Proxy
 from kevip.errors import HostError, KevipError
@@ -62,6 +62,7 @@ class Ruleset:
         self._follows = follows and Nftables.name in self._backends and self._native.works()
         self.backend, self._restore = backend, backend.standby()
         self.translates, self.may_have_any = bool(proxy.target), bool(proxy.parts or proxy.opens)
+        self._seen: int | None = None  # the generation of nftables when all was well
         self.plan: Plan = {}
         self.whole: Whole = {}
         self.here: bool | None = False
@@ -111,6 +112,7 @@ class Ruleset:
 
         While the VIP is not held, only what does nothing without it.
         """
+        before, self._seen = _generation(), None
         news = list[Drift]()  # told only if all is done
         plan = self.survey(news, opens=bool(self.whole))
         if not held:
@@ -128,6 +130,7 @@ class Ruleset:
                 backend.remove(self._vip, backend.save(self._vip), changes)
                 self._used.discard(backend)
         drifts += news
+        self._seen = before if before == _generation() else None
         return plan, whole
 
     def _mend_all(self, plan: Plan, drifts: list[Drift], changes: Changes) -> Whole:
@@ -136,6 +139,10 @@ class Ruleset:
             with suppress(*([] if Part.DNAT in parts else [HostError])):  # what only accepts is not worth to be unfit
                 whole[backend] = self._mend(backend, parts, drifts, changes)
         return whole
+
+    def is_unchanged(self) -> bool:
+        """Whether nobody changed any rule since all was well, as far as the kernel says so."""
+        return self._seen is not None and self._seen == _generation()
 
     def is_overtaken(self) -> bool:
         """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""
@@ -232,6 +239,11 @@ class Ruleset:
         found = remove(self._vip, self._backends.values(), {self.backend, *self._used}, noted)
         self._used.clear()
         return found
+
+
+def _generation() -> int | None:
+    """Return the generation of all rules; iptables-legacy has none."""
+    return None if legacy_tables() else nfnetlink.generation()
 
 
 def remove(

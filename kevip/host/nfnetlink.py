@@ -15,13 +15,14 @@ from typing import Any
 from kevip.errors import HostError
 
 _NETLINK_NETFILTER, _SUBSYSTEM = 12, 10
-_GET_CHAIN, _GET_SET_ELEMENT = 4, 13
+_GET_CHAIN, _GET_SET_ELEMENT, _GET_GENERATION = 4, 13, 16
 _ERROR, _DONE = 2, 3
 _REQUEST, _DUMP, _INTERRUPTED, _NESTED = 0x1, 0x300, 0x10, 0x8000
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEMENT = _ELEMENT_KEY = _DATA_VALUE = 1
+_GENERATION = 1
 _DROP = (0).to_bytes(4)
 _FAMILIES = {1: "inet", 2: "ip"}  # those that IPv4 packets go through
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -93,6 +94,14 @@ def _base_chains() -> Iterator[Chain]:
                 priority=int.from_bytes(hook[_HOOK_PRIORITY], signed=True),
                 drops=chain.get(_CHAIN_POLICY) == _DROP,
             )
+
+
+def generation() -> int | None:
+    """Return a number that is another one after each change of rules; None if the kernel tells none."""
+    try:
+        return next((int.from_bytes(told[_GENERATION]) for _, told in _ask(_GET_GENERATION, _REQUEST, 0, b"")), None)
+    except OSError:
+        return None
 
 
 def contains(table: str, name: str, address: IPv4Address) -> bool:

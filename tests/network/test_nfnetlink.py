@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 from lab.network import Namespace
 
 from kevip.errors import HostError
-from kevip.host.nfnetlink import base_chains, contains
+from kevip.host.nfnetlink import base_chains, contains, generation
 
 RULESET = """
 table ip kube-proxy {
@@ -46,6 +46,16 @@ def test_lists_all_of_many_chains(host: Namespace) -> None:
     host.run("nft", "-f", "-", stdin=f"table ip many {{\n{''.join(chains)}}}\n")
     with host.entered():
         assert {each.path for each in base_chains()} == {f"ip many c{number}" for number in range(900)}
+
+
+def test_a_generation_is_another_one_after_each_change(host: Namespace) -> None:
+    seen = set[int | None]()
+    for change in ("add table ip mine", "add chain ip mine one", "add rule ip mine one accept", "flush ruleset"):
+        host.run("nft", change)
+        with host.entered():
+            assert generation() == generation()
+            seen.add(generation())
+    assert len(seen - {None}) == 4
 
 
 def test_finds_an_address_in_a_set(host: Namespace) -> None:

@@ -371,6 +371,35 @@ def test_what_others_do_to_a_backup_is_repaired_and_told(it: Host) -> None:
     assert it.state() == NONE
 
 
+@pytest.mark.parametrize("level", [Level.ARMED, Level.HELD])
+def test_rules_that_nobody_changed_are_not_read_again(it: Host, level: Level) -> None:
+    it.plane.apply(level)
+    it.turn()
+    it.look()
+    it.tool("iptables-nft-save", "exit 1")
+    it.look()
+    assert it.told == []
+    it.space.run("nft", "add table ip other")
+    it.look()
+    assert len(it.told) == 1
+
+
+def test_rules_of_legacy_are_read_each_time(host: Namespace, tools: Path) -> None:
+    """Of them, the kernel does not tell whether somebody changed any."""
+    prepare(host, LEGACY)
+    with host.entered():
+        it = Host(host, tools, LEGACY)
+        it.plane.apply(Level.HELD)
+        it.turn()
+        it.look()
+        it.tool("iptables-legacy-save", "exit 1")
+        it.look()
+        assert len(it.told) == 1
+        it.mend()
+        it.plane.end()
+        it.loop.close()
+
+
 def test_an_armed_host_lacks_only_the_address(it: Host) -> None:
     it.plane.apply(Level.ARMED)
     it.turn()
@@ -522,6 +551,7 @@ def test_a_tool_that_hangs_ends_the_takeover_in_time_and_leaves_nothing(it: Host
 def test_a_look_that_hangs_is_told_and_is_not_unfit(it: Host) -> None:
     it.plane.apply(Level.HELD)
     it.turn()
+    it.space.run("nft", "add table ip other")
     it.tool("iptables-nft-save", "sleep 61 & wait")
     with mock.patch.object(command, "TIMEOUT", 0.5):
         it.look()

@@ -9,7 +9,7 @@ from unittest import mock
 
 from kevip.core.messages import Role
 from kevip.daemon import STOPS, Daemon
-from kevip.dataplane import iptables, plane, select
+from kevip.dataplane import iptables, plane, ruleset, select
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
@@ -213,6 +213,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         select: {"installed": dict},
         iptables: {"installed": dict},
         nfnetlink: {"base_chains": list},
+        ruleset: {"_generation": lambda: None},
         interface: {
             "is_running": lambda _: here().is_linked,
             "first_address": lambda _: here().address if here().link != "gone" else None,
