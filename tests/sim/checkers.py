@@ -1,6 +1,7 @@
 """What must hold whatever happens: each checker looks at all that is noted, and several times a second."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
 
 from kevip.core.instance import LEASE
@@ -198,7 +199,8 @@ class Stop(Checker):
 class TwoHolders(Checker):
     """Two live holders that hear each other agree soon on one; a slow one by the third turn of its loop.
 
-    In the first it hears of the other, and ends its ucarp; in the second that has ended; in the third it lets go.
+    In the first it hears of the other, and ends its ucarp; in the second that has ended; in the third it lets go. Where
+    no program removes the address, because ``ip`` is of no use, the kernel does, when the lease ends that there is.
     """
 
     name = "two holders"
@@ -209,15 +211,18 @@ class TwoHolders(Checker):
 
     def looked(self) -> None:
         network = self.course.network
-        slow = {host.name: host.node.slowness for host in self.course.hosts if host.holds and host.node.is_live}
-        pairs = [(one, other) for one in slow for other in slow if one < other and network.connects(one, other)]
+        holders = [host for host in self.course.hosts if host.holds and host.node.is_live]
+        pairs = [each for each in combinations(holders, 2) if network.connects(each[0].name, each[1].name)]
         before, self._together = self._together, {}
         for one, other in pairs if not network.loss else ():
-            since, turn = before.get((one, other), (self.now, 0.0))
-            turn = max(turn, slow[one], slow[other])
-            self._together[one, other] = since, turn
-            if self.now - since > _TOGETHER + 2 * turn:
-                self.fail(f"{one} and {other} have the VIP for {self.now - since:.1f} s")
+            names = one.name, other.name
+            since, until = before.get(names, (self.now, 0.0))
+            turn = max(one.node.slowness, other.node.slowness)
+            leases = [host.lease for host in (one, other) if host.lease and not host.tools.renews]
+            until = max(until, since + _TOGETHER + 2 * turn, *leases)
+            self._together[names] = since, until
+            if self.now > until:
+                self.fail(f"{one.name} and {other.name} have the VIP for {self.now - since:.1f} s")
 
 
 class DeadHolder(Checker):

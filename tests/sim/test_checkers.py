@@ -175,6 +175,20 @@ def test_a_stop_with_another_status_than_0_is_seen() -> None:
     assert [each.text for each in made.failures] == ["n1 stops with 1"]
 
 
+def test_who_cannot_remove_the_vip_may_keep_it_until_its_lease_ends() -> None:
+    with course(1, Puppet) as made:
+        for line in ("hosts 2", "run 1s", "tools n1 ip=fail"):
+            do(made, line)
+        take(made.hosts[0], seconds=6)
+        take(made.hosts[1])
+        made.world.run(5.5)
+        assert "two holders" not in [each.checker for each in made.failures]
+        do(made, "tools n1 well")
+        take(made.hosts[0], seconds=6)
+        made.world.run(1)
+        assert "two holders" in [each.checker for each in made.failures]
+
+
 def test_the_calm_of_today_is_seen_as_one() -> None:
     with course(1) as made:
         for line in ("hosts 3", "run 60s"):

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
+from kevip.dataplane.plane import RENEWAL
 from kevip.host import command
 from kevip.host.command import TIMEOUT, CommandError
 from sim.world import Process
@@ -55,6 +56,12 @@ class Tools:
     def has_rules(self) -> bool:
         """Whether all tables have rules of ours."""
         return all(any(line.startswith("-A") for line in self.tables.get(table, [])) for table in _TABLES)
+
+    @property
+    def renews(self) -> bool:
+        """Whether ``ip`` does what it is told, in the time that it has to renew a lease."""
+        behaviour = self.behaviour.get("ip", USUAL["ip"])
+        return isinstance(behaviour, float) and behaviour < RENEWAL
 
     def flush(self) -> None:
         """Remove all rules, as somebody does who reloads his own."""
