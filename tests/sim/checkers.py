@@ -186,9 +186,11 @@ class Stop(Checker):
     def noted(self, note: Note, host: "Host") -> None:
         course = self.course
         if note.event == "fault.stop":
-            peers = [peer for peer in course.able() if peer is not host and peer.reaches_target() and peer.engines]
+            peers = [peer for peer in course.able() if peer is not host and peer.engines]
+            knows = all(peer.target or peer.settings.get("check") for peer in peers)  # else it is as good as any
             calm = note.fields["calm"] and course.is_whole() and host.is_well
-            self._stopped = host if host.holds and peers and calm else None
+            serves = any(peer.reaches_target() for peer in peers) and knows
+            self._stopped = host if host.holds and serves and calm else None
             self._disturbed = course.disturbed
         if note.event == "vip.gone" and host is self._stopped and course.disturbed == self._disturbed:
             self._stopped = None
