@@ -72,7 +72,8 @@ class OneHolder(Checker):
     def looked(self) -> None:
         course = self.course
         holders = [host.name for host in course.visible() if host.holds]
-        if len(holders) == 1 or not (course.is_calm and course.is_whole() and course.able()):
+        is_led_astray = any(host.is_astray for host in course.hosts)  # by a ucarp that advertises, and serves nothing
+        if len(holders) == 1 or is_led_astray or not (course.is_calm and course.is_whole() and course.able()):
             self._since = self.now
         elif self.now - self._since > _MOMENT:
             self.fail(f"{' and '.join(holders) or 'nobody'} has the VIP")
@@ -89,13 +90,23 @@ class RulesFirst(Checker):
 
 
 class HeldIfAdvertised(Checker):
-    """Nobody advertises, as master, what he does not hold."""
+    """Nobody advertises, as master, what he does not hold.
+
+    The watchdog sees to that where the daemon hangs; where both are gone, the daemon does, a moment after it is back.
+    """
 
     name = "held if advertised"
 
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._astray: dict[str, float] = {}
+
+    def looked(self) -> None:
+        self._astray |= {host.name: self.now for host in self.course.hosts if host.is_astray}
+
     def noted(self, note: Note, host: "Host") -> None:
-        unguarded = host.node.is_frozen and any(not engine.is_guarded for engine in host.engines)  # two faults at once
-        if note.event == "ucarp.advert" and not host.holds and self.now - host.deleted > _REPAIR and not unguarded:
+        repaired = max(host.deleted + _REPAIR, self._astray.get(host.name, 0.0) + _MOMENT)
+        if note.event == "ucarp.advert" and not host.holds and self.now > repaired and not host.is_astray:
             self.fail(f"{note.host} advertises without the VIP")
 
 

@@ -130,6 +130,12 @@ class Host:
             self.note("vip.gone", **({"why": why} if why else {}))
 
     @property
+    def is_astray(self) -> bool:
+        """Whether its ucarp does as it likes: the daemon hangs, and the watchdog that would end ucarp then is gone."""
+        hangs = self.node.is_frozen or not self.is_well
+        return hangs and any(not engine.is_guarded for engine in self.engines)
+
+    @property
     def is_well(self) -> bool:
         """Whether programs and processor are as they should be."""
         behaviours = self.tools.behaviour.values()
