@@ -162,7 +162,7 @@ class CalmHolder(Checker):
 
 
 class CommonFault(Checker):
-    """Where all hosts suffer the same, the VIP does not go round, unless one stops, preempts, or is cut off."""
+    """Where all hosts suffer the same, the VIP does not go round, unless one stops, preempts, or is not heard."""
 
     name = "common fault"
 
@@ -171,10 +171,12 @@ class CommonFault(Checker):
         self._moves: int | None = None
 
     def looked(self) -> None:
-        apart = any(host.settings.get("preempt") or host.node.is_stopping for host in self.course.hosts)
-        if apart or self.course.network.cuts or not self.course.all_suffer():
+        course = self.course
+        apart = any(host.settings.get("preempt") or host.node.is_stopping for host in course.hosts)
+        heard = all(host.is_linked for host in course.hosts) and not (course.network.cuts or course.is_lossy)
+        if apart or not heard or not course.all_suffer():
             self._moves = None
-        elif self._moves is None and sum(host.holds for host in self.course.hosts) == 1:
+        elif self._moves is None and sum(host.holds for host in course.hosts) == 1:
             self._moves = 0
 
     def noted(self, note: Note, host: "Host") -> None:

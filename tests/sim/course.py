@@ -108,8 +108,12 @@ class Course:
     @property
     def is_calm(self) -> bool:
         """Whether the last fault is long enough ago, and none that lasts makes chance rule."""
-        lossy = self.network.loss or self.network.delay > _LOOK
-        return self.world.now - self.disturbed > SETTLING and not lossy
+        return self.world.now - self.disturbed > SETTLING and not self.is_lossy
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether it is chance who hears what in time."""
+        return bool(self.network.loss) or self.network.delay > _LOOK
 
     def visible(self) -> list[Host]:
         """Return the hosts that clients reach."""
