@@ -241,7 +241,7 @@ class TwoHolders(Checker):
 
 
 class DeadHolder(Checker):
-    """A host whose daemon is gone, or stopped, loses the VIP when its lease ends."""
+    """A host whose daemon is gone, or stopped, loses the VIP when its lease ends; an ``ip`` that runs may renew it."""
 
     name = "dead holder"
 
@@ -250,7 +250,8 @@ class DeadHolder(Checker):
         self._since: dict[str, float] = {}
 
     def looked(self) -> None:
-        dead = [host.name for host in self.course.hosts if host.holds and not (host.node.is_live or host.node.stopping)]
+        holders = [host for host in self.course.hosts if host.holds and not host.tools.under_way]
+        dead = [host.name for host in holders if not (host.node.is_live or host.node.stopping)]
         self._since = {name: self._since.get(name, self.now) for name in dead}
         for name, since in self._since.items():
             if self.now - since > LEASE + _GRACE:

@@ -43,13 +43,17 @@ class _Program:
 
 
 class Tools:
-    """The programs of a host; ``behaviour`` says which take how long, fail or hang, ``failed`` until when one did."""
+    """The programs of a host; ``behaviour`` says which take how long, fail or hang, ``failed`` until when one did.
+
+    ``under_way`` is how many run that will have an effect.
+    """
 
     def __init__(self, host: "Host") -> None:
         self._host = host
         self.behaviour: dict[str, Behaviour] = {}
         self.tables: dict[str, list[str]] = {}
         self.flushed = self.failed = -inf
+        self.under_way = 0
         self.boot = 1
 
     @property
@@ -86,10 +90,14 @@ class Tools:
             self.failed = self._host.world.now + most
         program = _Program(process)
         done = list[str | CommandError]()
+
+        def end() -> None:
+            self.under_way -= 1
+            done.append("" if program.killed else self._done(argv, stdin, boot))
+
         if seconds < most:  # its effect comes also if kevip is killed meanwhile
-            self._host.world.after(
-                seconds, lambda: done.append("" if program.killed else self._done(argv, stdin, boot))
-            )
+            self.under_way += 1
+            self._host.world.after(seconds, end)
         with scope.running(program) if scope else nullcontext():  # type: ignore[arg-type]
             program.wait(min(seconds, most))
         if program.killed or not done:
