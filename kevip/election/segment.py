@@ -5,7 +5,6 @@ ucarp says no goodbye, cannot yield at once, and hears of an advert up to a seco
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from ipaddress import IPv4Address
 from math import inf
 
@@ -51,7 +50,7 @@ class Segment:
         group = Group(vhid=self._candidacy.vip_id, vip=self._candidacy.vip, key=key(self._candidacy.password))
         adverts = self._adverts = CarpAdverts(place.interface, place.source, group)
         self.place = place
-        self._loop.watch(adverts.others, partial(self._on_adverts, adverts, place.source))
+        self._loop.watch(adverts.others, self.hear)
         self._loop.watch(adverts.own, self.hear_own)
 
     def close(self) -> None:
@@ -78,15 +77,16 @@ class Segment:
         """Whether such a host is heard now, as far as can be told."""
         return bool(self.master(self.own.seconds + LATE))
 
-    def _on_adverts(self, adverts: CarpAdverts, here: IPv4Address) -> None:
-        for at, heard in adverts.hear():
+    def hear(self) -> None:
+        """Take in what others have said by now."""
+        for at, heard in self._adverts.hear() if self._adverts else ():
             if isinstance(heard, BadAdvertError):
                 reason, source = heard.reason, str(heard.source or "unknown")
                 hint = _HINTS.get(reason, "damaged or forged")
                 self._teller.count("bad_adverts", reason)
                 self._teller.warn_once("election.bad_advert", source, reason=reason, source=source, hint=hint)
-            elif heard.source != here:
-                self._on_advert(at, heard, here)
+            elif self.place and heard.source != self.place.source:
+                self._on_advert(at, heard, self.place.source)
 
     def _on_advert(self, at: float, advert: Advert, here: IPv4Address) -> None:
         says = self._meaning(advert.interval)

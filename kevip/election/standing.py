@@ -149,6 +149,7 @@ class UcarpEngine:
     # What ucarp says and does
 
     def _on_hooks(self, child: Ucarp) -> None:
+        self.segment.hear()  # of a master, say, who came to be while this process was stopped
         for request in child.requests():
             if self.segment.bridges:  # the role is known
                 child.answer(request)
