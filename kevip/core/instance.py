@@ -370,6 +370,8 @@ def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
     match event:
         case msg.Heard(source, Says.STAYS, at) if at >= state.since:
             _end_leaving(turn, state, source)
+        case msg.Heard(source, Says.LEAVES, at, preferred=True) if at >= state.since and state.then is Then.STAY:
+            _end_leaving(turn, state, source)  # it serves on as well: they did not hear each other before
         case msg.Elected(token=token):
             turn.hold()
             turn.do(Do.END_FAREWELL)

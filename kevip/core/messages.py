@@ -89,7 +89,7 @@ class NotStarted:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Another host advertised at this time; ``preferred`` says that of two masters it would stay it."""
+    """Another host advertised at this time; ``preferred`` says that of two that serve, it would stay to do so."""
 
     source: IPv4Address
     says: Says

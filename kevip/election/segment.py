@@ -18,6 +18,7 @@ from kevip.host.interface import Placement
 from kevip.loop import Loop
 
 LATE = 1.1  # seconds that ucarp may be late to know of an advert, which it gets through libpcap
+_ASK = 1.0  # seconds between goodbyes that last
 _FORGET = 5.0  # seconds after which a master that was not heard is of no interest
 _HINTS = {
     "digest": "its password or VIP is not ours, or another group uses our id: compare --password and --vip on all "
@@ -42,6 +43,7 @@ class Segment:
         self._adverts: CarpAdverts | None = None
         self._superiors: dict[IPv4Address, float] = {}
         self._farewell: Farewell = []
+        self._is_lasting = False
         self._give_up: tuple[float, Callable[[], None]] | None = None
 
     def open(self, place: Placement) -> None:
@@ -96,7 +98,8 @@ class Segment:
         if says is Says.STAYS and not (self._candidacy.preempt and self.own < advert.interval):
             self._superiors = {who: when for who, when in self._superiors.items() if at - when < _FORGET}
             self._superiors[advert.source] = at
-        self._tell(Heard(advert.source, says, at, preferred=(advert.interval, advert.source) < (self.own, here)))
+        interval = self.own if says is Says.LEAVES else advert.interval  # a goodbye has another one than its sender
+        self._tell(Heard(advert.source, says, at, preferred=(interval, advert.source) < (self.own, here)))
 
     def _meaning(self, interval: Interval) -> Says:
         """Return what its sender says of itself with an interval; with a dead ratio of 1, long ones look like any."""
@@ -116,14 +119,16 @@ class Segment:
     # What is said
 
     def goodbye(self, *, known: bool, fit_only: bool) -> None:
-        """Make a peer take over."""
+        """Make a peer take over; to those that are fit it is said until the end, so that others hear who leaves."""
         self._farewell = farewell(self.own, self._candidacy.dead_ratio, staged=known, to_all=not fit_only)
+        self._is_lasting = fit_only
         self._say_goodbye()
 
     def _say_goodbye(self) -> None:
         if self._farewell:
-            (at, interval), *self._farewell = self._farewell
+            (at, interval), *rest = self._farewell
             self._send(interval)
+            self._farewell = rest or ([(at + _ASK, interval)] if self._is_lasting else [])
             if self._farewell:
                 self._loop.after(self._farewell[0][0] - at, self._say_goodbye)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from dialogue import HOLDS, PEER, SLOW, Host, backup, joining, leaving, master
 
 from kevip.core.instance import AGREE, LEASE, LOOK_AGAIN
@@ -100,6 +101,18 @@ def test_a_master_that_would_stay_is_backup_when_a_fit_peer_took_over() -> None:
     host = leaving(Then.STAY)
     assert host.hears(Says.STAYS)[-1] == Enter(Role.BACKUP, Reason.FOLLOWED)
     assert host.state == Backup()
+
+
+@pytest.mark.parametrize(("preferred", "role"), [(True, Role.BACKUP), (False, Role.LEAVING)])
+def test_of_two_that_would_stay_and_hear_each_other_one_serves_on(*, preferred: bool, role: Role) -> None:
+    host = leaving(Then.STAY)
+    host.hears(Says.LEAVES, preferred=preferred)
+    assert host.instance.role is role
+
+
+def test_a_master_that_stops_serves_on_although_another_leaves() -> None:
+    host = leaving(Then.STOP)
+    assert host.hears(Says.LEAVES, preferred=True) == []
 
 
 def test_a_master_that_would_stay_and_has_no_engine_yet_starts_one_when_it_lets_go() -> None:
