@@ -173,3 +173,42 @@ def test_a_program_dies_with_the_process_that_runs_it(tmp_path: Path) -> None:
             time.sleep(0.01)
         daemon.kill()
     assert _ends(lambda: _lives(int(pid.read_text())))
+
+
+def test_a_stream_yields_what_is_said_while_it_is_said(tmp_path: Path) -> None:
+    pieces = command.stream(["sh", "-c", f"echo one; until [ -e {tmp_path}/heard ]; do sleep 0.01; done; echo two"])
+    assert next(pieces) == b"one\n"
+    (tmp_path / "heard").touch()
+    assert b"".join(pieces) == b"two\n"
+
+
+def test_a_stream_is_whole_however_long_it_is() -> None:
+    assert sum(len(piece) for piece in command.stream(["head", "-c", "5000000", "/dev/zero"])) == 5_000_000
+
+
+def test_a_stream_of_a_program_that_fails_ends_with_its_error() -> None:
+    pieces = command.stream(["sh", "-c", "echo one; echo 'no more' >&2; exit 3"])
+    assert next(pieces) == b"one\n"
+    with pytest.raises(CommandError, match="exit status 3: no more"):
+        next(pieces)
+
+
+def test_a_stream_is_ended_when_its_time_is_up() -> None:
+    begin = time.monotonic()
+    with command.Scope(0.2), pytest.raises(CommandError, match="did not end"):
+        list(command.stream(["sh", "-c", "echo one; sleep 60"]))
+    assert time.monotonic() - begin < 10
+
+
+def test_a_stream_that_is_not_read_to_its_end_leaves_no_program(tmp_path: Path) -> None:
+    pieces = command.stream(["sh", "-c", f"echo $$ >{tmp_path}/pid; cat /dev/zero"])
+    next(pieces)
+    del pieces
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_run_may_have_less_time_than_usual() -> None:
+    with pytest.raises(CommandError, match=r"stopped after 0\.1 s"):
+        run_now(["sleep", "60"], seconds=0.1)
