@@ -1,0 +1,109 @@
+"""Connections as ``conntrack`` saves them: which are a group's, and how they come out of a kernel and into another.
+
+Of the tool's lines, those are taken that are TCP from ESTABLISHED on and not over, or UDP that was replied to, and that
+our rules have translated: to TARGET, from the VIP. ``--global-masquerade`` gives others another source, which an heir
+does not have: nothing is handed on.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from ipaddress import collapse_addresses
+from socket import inet_aton
+
+from kevip.dataplane import conntrack
+from kevip.dataplane.rules import Proxy
+from kevip.errors import HostError
+from kevip.host import command
+
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IP, _PORT = rf"{_OCTET}(?:\.{_OCTET}){{3}}", r"[1-9]\d{0,4}"
+_LINE = re.compile(
+    rf"^(?P<head>-A -t \d{{1,7}} -u SEEN_REPLY(?:,ASSURED)?"
+    rf" -s (?P<source>{_IP}) -d (?P<vip>{_IP}) -g (?P<target>{_IP})) -n (?P=vip)"
+    rf"(?P<tail> -p (?:(?P<tcp>tcp)|udp) --sport (?P<sport>{_PORT}) --dport (?P<dport>{_PORT})"
+    rf" --reply-port-src (?P=dport) --reply-port-dst (?P<translated>{_PORT})"
+    r"(?(tcp) --state (?:ESTABLISHED|FIN_WAIT|CLOSE_WAIT|LAST_ACK)))$".encode(),
+    re.MULTILINE,
+)
+_MOST_PORT = 65535
+_FULL = 0.9  # of the kernel's table that may be in use when connections were added
+
+
+class Entries:
+    """The connections of a group's VIPs, as far as their proxies here allow: the sources, and the ports."""
+
+    def __init__(self, proxies: Iterable[Proxy]) -> None:
+        self._proxies = {(_text(each.vip), _text(each.target)): _Access(each) for each in proxies if each.target}
+        self._vips = {vip for vip, _ in self._proxies}
+
+    def own(self, lines: bytes) -> bytes:
+        """Return the lines of the group's connections, as they were saved."""
+        return b"".join(b"%b\n" % found[0] for found in self._found(lines))
+
+    def loadable(self, lines: bytes) -> list[bytes]:
+        """Return the group's connections among saved lines, as a kernel is to be given them.
+
+        A port goes with each address, or two clients with the same one would be translated as chance has it.
+        """
+        of_line = "head", "dport", "vip", "translated", "tail"
+        return [b"%b:%b -n %b:%b%b\n" % found.group(*of_line) for found in self._found(lines)]
+
+    def _found(self, lines: bytes) -> Iterator[re.Match[bytes]]:
+        for found in _LINE.finditer(lines):
+            access = self._proxies.get((found["vip"], found["target"]))
+            # What comes from a VIP is of the leaving host's own processes, and of no use elsewhere.
+            if access and found["source"] not in self._vips and access.allows(found):
+                yield found
+
+    def dump(self, size: int) -> Iterator[bytes]:
+        """Yield the lines of the group's connections here, some ``size`` bytes at a time; raises CommandError."""
+        for vip in self._vips:
+            argv = ["conntrack", "--dump", "--family", "ipv4", "--orig-dst", vip.decode(), "--output", "save"]
+            text = bytearray()
+            for piece in command.stream(argv):
+                text += piece
+                if len(text) >= size:
+                    end = text.rfind(b"\n") + 1
+                    yield self.own(bytes(text[:end]))
+                    del text[:end]
+            yield self.own(bytes(text))
+
+
+class _Access:
+    """Who may use a proxy, and for what, known at once: a hundred thousand connections are asked about."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        networks = list(collapse_addresses(proxy.allow_from))
+        self._first = [each.network_address.packed for each in networks]
+        self._last = [each.broadcast_address.packed for each in networks]
+        self._ports = {(each.protocol, port) for each in proxy.ports for port in range(each.first, each.last + 1)}
+
+    def allows(self, found: re.Match[bytes]) -> bool:
+        """Whether a connection may be, and can."""
+        used = int(found["dport"])
+        if max(used, int(found["sport"]), int(found["translated"])) > _MOST_PORT:
+            return False
+        if self._ports and ("tcp" if found["tcp"] else "udp", used) not in self._ports:
+            return False
+        if not self._first:
+            return True
+        source = inet_aton(found["source"].decode())
+        at = bisect_right(self._first, source) - 1
+        return at >= 0 and source <= self._last[at]
+
+
+def load(lines: list[bytes], seconds: float) -> None:
+    """Give loadable lines to the kernel, in so many seconds at most; it keeps what it has already.
+
+    Raises CommandError, and HostError if that would leave no room for new connections. ``conntrack`` has the kernel not
+    look at the TCP windows of what it loads, which are not known.
+    """
+    fill = conntrack.fill()
+    if fill and fill[0] + len(lines) > fill[1] * _FULL:
+        raise HostError("the kernel's table of connections is nearly full")
+    command.run_now(["conntrack", "--load-file", "-"], stdin=b"".join(lines).decode(), seconds=seconds)
+
+
+def _text(address: object) -> bytes:
+    return str(address).encode()
