@@ -75,7 +75,9 @@ def _texts(leaving: tuple[IPv4Address, int], key: bytes, end: float) -> Iterator
 
 def _problem(error: Exception, *, begun: bool) -> str:
     match error:
-        case TimeoutError() | CommandError(exit_status=None):
+        case CommandError(exit_status=None):
+            return "not all in time"
+        case TimeoutError():
             return "not all in time" if begun else "no answer in time"
         case ConnectionRefusedError():
             return "it offers none"
