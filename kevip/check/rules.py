@@ -17,19 +17,6 @@ _INPUT_OF_IPTABLES = "ip filter INPUT"
 _REFUSES = re.compile(r"^-A INPUT -j (DROP|REJECT)\b", re.MULTILINE).search
 _LETS_IN = re.compile(r"^-A \S+ (.* )?-p (112|vrrp|carp) .*-j ACCEPT$", re.MULTILINE).search
 
-# Who makes which table of nftables.
-_OWNERS = {
-    "docker-bridges": "Docker",
-    "flannel-ipv4": "flannel",
-    "firewalld": "firewalld",
-    "libvirt_network": "libvirt",
-    "incus": "Incus",
-    "lxd": "LXD",
-    "netavark": "Podman",
-    "kube-proxy": "kube-proxy",
-    "calico": "Calico",
-}
-
 
 def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chain]) -> Iterator[Finding]:
     """Say what may drop forwarded packets: ours are accepted in the FORWARD chains of iptables, and nowhere else.
@@ -42,7 +29,7 @@ def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chai
     for each in droppers:
         yield warning(
             "FORWARD",
-            f"the policy of {each}{_by(each)} is to drop, and no rule of ours can be in there",
+            f"the policy of {each} is to drop, and no rule of ours can be in there",
             f"nft insert rule {each.path} ct status dnat ct original ip daddr {vip} accept",
         )
     if not droppers:
@@ -64,7 +51,7 @@ def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Findi
     for each in droppers:
         yield warning(
             "INPUT",
-            f"the policy of {each}{_by(each)} is to drop: keepalived may hear no master",
+            f"the policy of {each} is to drop: keepalived may hear no master",
             f"if it has no such rule: nft insert rule {each.path} ip protocol 112 accept",
         )
     if not (refusing or droppers):
@@ -79,18 +66,14 @@ def translating(backend: Backend, chains: Sequence[Chain], *, movable: bool) -> 
         advice = "leave --dataplane at auto, and have nft installed: apt-get install nftables"
         yield warning(
             "NAT",
-            f"{each}{_by(each)} translates before the rules in {backend.name}: TARGET may not see the VIP",
+            f"{each} translates before the rules in {backend.name}: TARGET may not see the VIP",
             f"give it a priority above {last}" if backend.name == Nftables.name else advice,
         )
     if not first:
-        names = ", ".join(sorted({f"{each.origin}{_by(each)}" for each in strangers(chains)}))
+        names = ", ".join(sorted({each.origin for each in strangers(chains)}))
         found = f"behind our rules: {names}" if names else "nobody else translates in nftables"
         lacks = "" if movable else "; without nft, kevip could not go before one that comes: apt-get install nftables"
         yield ok("NAT", found + lacks)
-
-
-def _by(chain: Chain) -> str:
-    return f" ({_OWNERS[chain.table]})" if chain.table in _OWNERS else ""
 
 
 def sources(tracked: int, wrong: int) -> Finding:

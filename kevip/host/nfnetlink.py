@@ -29,6 +29,19 @@ _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 
 DSTNAT, SRCNAT = -100, 100  # the usual priorities of NAT, and those of iptables
 
+# Who makes which table.
+_OWNERS = {
+    "docker-bridges": "Docker",
+    "flannel-ipv4": "flannel",
+    "firewalld": "firewalld",
+    "libvirt_network": "libvirt",
+    "incus": "Incus",
+    "lxd": "LXD",
+    "netavark": "Podman",
+    "kube-proxy": "kube-proxy",
+    "calico": "Calico",
+}
+
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LARGEST = 1 << 16  # bytes of an answer
@@ -54,9 +67,11 @@ class Chain:
 
     @property
     def origin(self) -> str:
-        """Where it is: its table, or iptables."""
-        of_iptables = self.family not in _FAMILIES.values()
-        return self.family if of_iptables else f"nftables table {self.family} {self.table}"
+        """Where it is, and who is likely behind that: its table, or iptables."""
+        if self.family not in _FAMILIES.values():
+            return self.family
+        by = f" ({_OWNERS[self.table]})" if self.table in _OWNERS else ""
+        return f"nftables table {self.family} {self.table}{by}"
 
     @property
     def path(self) -> str:

@@ -26,10 +26,10 @@ CLIENTS = f"ip saddr {LAN}.0/24"
 """What the tables below masquerade."""
 
 
-def masquerade(priority: int) -> str:
+def masquerade(priority: int, table: str = "other") -> str:
     """Return a table of somebody's own, as in a hand-written nftables.conf."""
     chain = f"type nat hook postrouting priority {priority}; policy accept; {CLIENTS} masquerade;"
-    return f"table ip other {{ chain post {{ {chain} }}; }}\n"
+    return f"table ip {table} {{ chain post {{ {chain} }}; }}\n"
 
 
 # Shapes of real ones: base chains, priorities and policies, with a rule each that would take the source.
@@ -138,7 +138,7 @@ def test_rules_in_iptables_that_are_not_to_move_are_a_problem_that_is_told(
     """It makes no host less ready than another: else none would be left."""
     node = network.nodes[0]
     replica = start(node, dataplane=dataplane, metrics="0.0.0.0:9112").master()
-    load(node, masquerade(priority))
+    load(node, masquerade(priority, "docker-bridges"))
     assert tcp_source(network.client, VIP) == f"{LAN}.11"
     with node.entered(), urlopen("http://127.0.0.1:9112/readyz") as ready:
         assert ready.status == 200
@@ -149,11 +149,13 @@ def test_rules_in_iptables_that_are_not_to_move_are_a_problem_that_is_told(
     done = invoke(node, "status", f"--run-dir={replica.run_dir}")
     assert done.returncode == 1
     told = " ".join(done.stdout.split())
-    assert f"chain post of nftables table ip other translates before the rules in {dataplane}" in told
+    ahead = "chain post of nftables table ip docker-bridges (Docker)"
+    assert f"{ahead} translates before the rules in {dataplane}" in told
+    assert f"others' NAT {ahead}: before ours" in told
     assert "1 with a wrong source" in told
     told = invoke(node, "check", f"--vip={VIP}", f"--target={TARGET}", "--seconds=1", f"--dataplane={dataplane}",
                   env={"PASSWORD": "x"}).stdout  # fmt: skip
-    assert "chain post of nftables table ip other translates before" in " ".join(told.split())
+    assert f"{ahead} translates before" in " ".join(told.split())
     assert "do not have the VIP as the source that TARGET sees" in " ".join(told.split())
 
 
