@@ -202,52 +202,6 @@ def test_link_down_and_up(pair: Pair) -> None:
     pair.heals()
 
 
-@pytest.mark.parametrize("table", ["nat", "mangle"])
-def test_rules_flushed_by_others(pair: Pair, table: str) -> None:
-    whole = pair.master.node.rules()
-    pair.master.node.iptables("-t", table, "-F")
-    begin = time.monotonic()
-    what = pair.master.logged("drift.repaired")["what"]
-    assert time.monotonic() - begin < 6
-    assert any(line.startswith(f"{table} rule missing: -A") for line in what)
-    assert pair.master.node.rules() == whole
-    assert pair.heals() == pair.master.node
-
-
-def test_a_jump_that_is_not_first_any_more(pair: Pair) -> None:
-    pair.master.node.iptables("-t", "nat", "-I", "POSTROUTING", "-j", "MASQUERADE")
-    what = pair.master.logged("drift.repaired", within=6)["what"]
-    assert what == ["nat POSTROUTING: others before our jump"]
-    assert tcp_source(pair.network.client, VIP) == VIP
-    assert "-A POSTROUTING -j MASQUERADE" in pair.master.node.rules()["iptables-nft"]
-    assert pair.heals() == pair.master.node
-
-
-@on_each_engine
-def test_the_address_deleted_by_hand(pair: Pair) -> None:
-    pair.master.node.run("ip", "address", "delete", f"{VIP}/32", "dev", "eth0")
-    assert pair.master.logged("drift.repaired", within=6)["what"] == ["address missing on eth0"]
-    assert pair.heals() == pair.master.node
-
-
-def test_forwarding_switched_off(pair: Pair) -> None:
-    pair.master.node.sysctl("net.ipv4.ip_forward", "0")
-    assert pair.master.logged("drift.repaired", within=6)["what"] == ["forwarding off"]
-    assert pair.heals() == pair.master.node
-
-
-def test_what_a_backup_must_not_have(pair: Pair) -> None:
-    rules = pair.master.node.run("iptables-nft-save")
-    pair.backup.node.run("iptables-nft-restore", stdin=rules)
-    pair.backup.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0", "valid_lft", "60", "preferred_lft", "0")
-    what = pair.backup.logged("drift.repaired", within=6)["what"]
-    assert "address on eth0" in what
-    eventually(
-        lambda: not any("KEVIP" in line for line in pair.backup.node.rules()["iptables-nft"]), what="rules are removed"
-    )
-    assert pair.heals() == pair.master.node
-
-
 def test_no_route_to_the_target(pair: Pair) -> None:
     pair.master.node.run("ip", "route", "delete", "default")
     assert "no route to" in pair.master.logged("election.resigned")["reason"]

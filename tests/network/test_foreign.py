@@ -213,19 +213,6 @@ def test_without_nft_the_rules_stay_and_check_says_what_that_means(network: Netw
     assert "PROBLEM chain post of nftables table ip other translates before the rules in iptables-nft" in told
 
 
-def test_a_flushed_ruleset_is_repaired(network: Network, start: Start) -> None:
-    node = network.nodes[0]
-    replica = start(node, dataplane="nftables").master()
-    eventually(lambda: replica.state()["rules"], what="the first look at the rules is over")
-    node.run("nft", "flush", "ruleset")
-    assert replica.logged("drift.repaired", within=5)["what"][0].startswith("map rule missing: targets")
-    assert sees_the_vip(network, node)
-    load(node, f"add rule ip kevip-{VIP} postrouting accept")
-    told = replica.logged("drift.repaired", times=2, within=8)["what"]
-    assert told == ["postrouting rule foreign: accept"]
-    assert sees_the_vip(network, node)
-
-
 def test_two_groups_on_one_host_each_in_a_dataplane_of_its_own(network: Network, start: Start) -> None:
     node = network.nodes[0]
     first = start(node, dataplane="nftables").master()
