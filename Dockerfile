@@ -30,10 +30,18 @@ RUN apt-get update \
         adduser apt debian-archive-keyring e2fsprogs gpgv hostname init-system-helpers \
         libapt-pkg6.0 libext2fs2 libgnutls30 libhogweed6 libidn2-0 libnettle8 libp11-kit0 libseccomp2 libss2 libstdc++6 \
         libtasn1-6 libunistring2 login logsave mount net-tools passwd sysvinit-utils tzdata \
+        libdb5.3 libpam-modules libpam-modules-bin libpam-runtime libpam0g libsemanage-common libsemanage2 \
+        libsepol2 libsqlite3-0 pci.ids util-linux-extra \
     && dpkg --purge --force-depends --force-remove-essential debconf diffutils tar perl-base dpkg \
     && rm -rf /usr/lib/*/gconv /var/cache/* /var/lib/apt /var/lib/dpkg/info /var/log/* \
         /usr/lib/*/perl /usr/share/perl /usr/share/mibs /usr/share/snmp \
     && find / -xdev -type f -perm /6000 -delete
+# What needed them, what nothing here uses or is there twice, and of Python what its developers and learners use.
+RUN rm -rf /usr/lib/python3.*/dbm /usr/lib/python3.*/sqlite3 /usr/lib/python3.*/lib-dynload/_dbm.* \
+        /usr/lib/python3.*/lib-dynload/_sqlite3.* /usr/bin/perl5* /usr/sbin/arpd /usr/sbin/runuser \
+        /usr/bin/tini-static /usr/lib/*/libmvec.so.1 /usr/lib/*/libsnmp.so.40* \
+        /usr/lib/python3.*/pydoc_data /usr/lib/python3.*/test /usr/lib/python3.*/lib-dynload/_test* \
+        /usr/lib/python3.*/lib-dynload/_xxtest* /usr/lib/python3.*/turtle.py /usr/lib/python3.*/__pycache__/turtle.*
 
 # One layer: what was removed takes no place.
 FROM scratch
