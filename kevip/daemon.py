@@ -75,7 +75,10 @@ class Daemon:
         """Step through the events of this turn, and apply what comes of them."""
         traits, now = self._engine.traits, self._loop.now()  # one turn is one moment, however long its effects take
         while self._events:
-            self.instance, effects = step(traits, self.instance, self._events.popleft(), now)
+            event = self._events.popleft()
+            if isinstance(event, msg.Unfit):
+                now = self._loop.now()  # a renewal that failed may have taken until after the end of the lease
+            self.instance, effects = step(traits, self.instance, event, now)
             for effect in effects:
                 if not self._apply(effect):
                     break  # what follows rests on it

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from lab.network import CLIENT, LAN, ROUTER, VIP, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica, invoke, on_each_engine
+from lab.replica import PASSWORD, Replica, invoke, on_each_engine, wrapped
 from lab.traffic import answers, send_frame, tcp_source
 
 from kevip.dataplane.announcer import MANY, OTHERS
@@ -312,12 +313,24 @@ def test_ten_kevips_stopped_at_once(network: Network, start: Start) -> None:
     assert [(node.rules(), node.addresses()) for node in network.nodes[:2]] == before
 
 
-def test_a_master_that_wakes_after_others_took_over_does_not_touch_the_vip(pair: Pair) -> None:
-    pair.master.process.send_signal(signal.SIGSTOP)
-    pair.backup.master(within=15)
-    eventually(lambda: not pair.master.node.has(VIP), what="the lease ends")
-    monitor = pair.master.node.popen("ip", "monitor", "address", stdout=subprocess.PIPE, text=True)
-    pair.master.process.send_signal(signal.SIGCONT)
-    pair.master.logged("election.backup", times=2)
+@pytest.mark.parametrize("renews", [False, True])
+def test_a_master_that_wakes_after_others_took_over_does_not_touch_the_vip(
+    network: Network, start: Start, tmp_path: Path, renews: bool
+) -> None:
+    """Nor does one that was stopped in the middle of a renewal, for which the time is up when it wakes."""
+    slow, begun = tmp_path / "slow", tmp_path / "begun"
+    script = f'case "$*" in *-batch*) [ ! -e {slow} ] || {{ touch {begun}; sleep 1; }};; esac'
+    master = start(network.nodes[0], advskew=1, env=wrapped(tmp_path, "ip", script)).master()
+    backup = start(network.nodes[1], advskew=20).ready()
+    if renews:
+        slow.touch()
+        eventually(begun.exists, what="a renewal is under way")
+    master.process.send_signal(signal.SIGSTOP)
+    slow.unlink(missing_ok=True)
+    backup.master(within=15)
+    eventually(lambda: not master.node.has(VIP), what="the lease ends")
+    monitor = master.node.popen("ip", "monitor", "address", stdout=subprocess.PIPE, text=True)
+    master.process.send_signal(signal.SIGCONT)
+    master.logged("election.backup", times=2)
     monitor.terminate()
     assert VIP not in monitor.communicate(timeout=10)[0]
