@@ -38,7 +38,7 @@ class Replica:
         settings = {
             "vip": VIP, "target": TARGET, "password": PASSWORD, "run_dir": self.directory / "run", **settings,
         }  # fmt: skip
-        self.vip = str(settings["vip"])
+        self.vip, self.engine = str(settings["vip"]), str(settings.get("engine", "ucarp"))
         self.run_dir = Path(settings["run_dir"])
         self._log = self.directory / "log"
         with self._log.open("w") as log:
@@ -97,17 +97,17 @@ class Replica:
         eventually(lambda: self.role() == "master" and self.node.has(self.vip), within=within, what="is master")
         return self
 
-    def ucarps(self) -> list[int]:
-        """Return the process ids of all ucarps of the daemon that run. A hook is one, too, until it is executed."""
+    def engine_pids(self) -> list[int]:
+        """Return the process ids of all that elect for it. A hook of ucarp is one, too, until it is executed."""
         pid = self.process.pid
         started = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        return [each for each in started if _command(each).startswith("ucarp\0")]
+        return [each for each in started if _command(each).startswith(f"{self.engine}\0")]
 
-    def ucarp(self) -> int:
-        """Return the process id of the daemon's ucarp; raises LookupError."""
-        for pid in self.ucarps():
+    def engine_pid(self) -> int:
+        """Return the process id of what elects for the daemon; raises LookupError."""
+        for pid in self.engine_pids():
             return pid
-        raise LookupError("no ucarp")
+        raise LookupError(f"no {self.engine}")
 
     def children(self, name: str) -> list[int]:
         """Return the processes below the daemon that have a name in their command line."""
@@ -116,7 +116,7 @@ class Replica:
     @contextmanager
     def hooks(self) -> Iterator[Callable[[str], float]]:
         """Yield a function that runs a hook as ucarp does, with ucarp's stdin, and returns the seconds that it took."""
-        ucarp = self.ucarp()
+        ucarp = self.engine_pid()
         options = dict(each.split("=", 1) for each in _command(ucarp).split("\0") if "=" in each)
         pidfd = os.pidfd_open(ucarp)
         fd = _pidfd_getfd(pidfd, 0)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from lab.network import CLIENT, DATAPLANES, FAR_CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica, invoke
+from lab.replica import PASSWORD, Replica, invoke, on_each_engine
 from lab.traffic import PORT, pings, server, tcp_source, together, udp_source
 
 Start = Callable[..., Replica]
@@ -115,6 +115,7 @@ def test_a_held_vip_may_be_on_the_interface_of_kube_proxy_if_arp_is_strict(guard
     assert (f"{VIP}/32" in str(master.node.addresses()), len(master.node.addresses())) == (True, 2)
 
 
+@on_each_engine
 def test_a_vip_that_is_only_held_is_served_by_the_host_and_changes_no_rule(guarded: Network, start: Start) -> None:
     before = [node.rules() for node in guarded.nodes[:2]]
     settings = {"target": None, "hold_only": True}

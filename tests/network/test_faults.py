@@ -59,7 +59,7 @@ def test_sigkill_of_the_daemon(pair: Pair) -> None:
 
 
 def test_sigkill_of_ucarp(pair: Pair) -> None:
-    os.kill(pair.master.ucarp(), signal.SIGKILL)
+    os.kill(pair.master.engine_pid(), signal.SIGKILL)
     told = pair.master.logged("ucarp.exited")
     assert (told["status"], "ended by signal 9" in told["hint"]) == (-signal.SIGKILL, True)
     assert pair.heals() == pair.backup.node
@@ -86,8 +86,9 @@ def test_a_daemon_stopped_for_twenty_seconds(pair: Pair) -> None:
     assert pair.heals() == pair.backup.node
 
 
-def test_a_daemon_that_stalls_while_its_link_is_down_runs_no_second_ucarp(network: Network, start: Start) -> None:
-    """As on a virtual machine that migrates: that ucarp has ended, and that the link is gone, are told in one turn."""
+@on_each_engine
+def test_a_daemon_that_stalls_while_its_link_is_down_runs_no_second_engine(network: Network, start: Start) -> None:
+    """As on a virtual machine that migrates: that what elects has ended, and the link is gone, are told in one turn."""
     alone = start(network.nodes[0]).master()
     alone.process.send_signal(signal.SIGSTOP)
     alone.node.run("ip", "link", "set", "eth0", "down")
@@ -98,32 +99,34 @@ def test_a_daemon_that_stalls_while_its_link_is_down_runs_no_second_ucarp(networ
     alone.node.run("ip", "route", "replace", "default", "via", ROUTER)
     end = time.monotonic() + 6
     while time.monotonic() < end:
-        assert len(alone.ucarps()) <= 1
+        assert len(alone.engine_pids()) <= 1
         time.sleep(0.05)
     alone.master()
     assert network.settled() == alone.node
     assert tcp_source(network.client, VIP) == VIP
 
 
-def test_a_watchdog_that_was_killed_is_replaced_and_ends_the_ucarp_of_a_daemon_that_hangs(pair: Pair) -> None:
+@on_each_engine
+def test_a_watchdog_that_was_killed_is_replaced_and_ends_the_engine_of_a_daemon_that_hangs(pair: Pair) -> None:
     [watchdog] = pair.master.children("watchdog")
     os.kill(watchdog, signal.SIGKILL)
     pair.master.logged("watchdog.replaced")
     [another] = eventually(lambda: pair.master.children("watchdog"), what="a new one runs")
     assert another != watchdog
-    ucarp = pair.master.ucarp()
+    engine = pair.master.engine_pid()
     pair.master.process.send_signal(signal.SIGSTOP)
-    eventually(lambda: ucarp not in pair.master.ucarps(), within=10, what="it ends ucarp")
+    eventually(lambda: engine not in pair.master.engine_pids(), within=10, what="it ends what elects")
     pair.backup.master()
     eventually(lambda: answers(pair.network.client, VIP), what="the backup serves")
     assert pair.heals() == pair.backup.node
 
 
-def test_a_backup_whose_ucarp_was_killed_again_and_again_serves_when_the_master_crashes(pair: Pair) -> None:
+@on_each_engine
+def test_a_backup_whose_engine_was_killed_again_and_again_serves_when_the_master_crashes(pair: Pair) -> None:
     """After so many ends it would wait for 8 s, were there a master."""
     for number in range(4):
-        os.kill(eventually(pair.backup.ucarps, what="ucarp runs")[0], signal.SIGKILL)
-        pair.backup.logged("ucarp.exited", times=number + 1)
+        os.kill(eventually(pair.backup.engine_pids, what="it runs")[0], signal.SIGKILL)
+        pair.backup.logged(f"{pair.backup.engine}.exited", times=number + 1)
     pair.network.cut(pair.master.node)
     pair.master.kill()
     pair.backup.master(within=9)
@@ -131,13 +134,13 @@ def test_a_backup_whose_ucarp_was_killed_again_and_again_serves_when_the_master_
 
 
 def test_a_stopped_ucarp_of_the_master(pair: Pair) -> None:
-    os.kill(pair.master.ucarp(), signal.SIGSTOP)
+    os.kill(pair.master.engine_pid(), signal.SIGSTOP)
     assert "does not advertise" in pair.master.logged("election.silent")["hint"]
     assert pair.heals() == pair.backup.node
 
 
 def test_a_stopped_ucarp_of_the_backup(pair: Pair) -> None:
-    os.kill(pair.backup.ucarp(), signal.SIGSTOP)
+    os.kill(pair.backup.engine_pid(), signal.SIGSTOP)
     pair.backup.logged("ucarp.frozen")
     pair.backup.logged("election.backup", times=2)
     assert pair.heals() == pair.master.node
@@ -148,6 +151,7 @@ def status(replica: Replica) -> str:
     return invoke(replica.node, "status", f"--run-dir={replica.run_dir}").stdout
 
 
+@on_each_engine
 def test_carrier_loss_and_return(pair: Pair) -> None:
     pair.network.set_carrier(pair.master.node, on=False)
     pair.backup.master()
@@ -157,11 +161,12 @@ def test_carrier_loss_and_return(pair: Pair) -> None:
     assert pair.heals() == pair.backup.node
 
 
+@on_each_engine
 def test_an_interface_deleted_and_made_again(pair: Pair) -> None:
     node = pair.master.node
     node.run("ip", "link", "delete", "eth0")
     pair.backup.master()
-    assert "in no subnet of this host" in pair.master.logged("ucarp.not_started")["error"]
+    assert "in no subnet of this host" in pair.master.logged(f"{pair.master.engine}.not_started")["error"]
     assert "PROBLEM interface eth0 is gone" in status(pair.master)
     pair.network.plug(node, f"{LAN}.11/24", port="node1")
     eventually(lambda: pair.master.role() == "backup", within=60, what="it is back in the election")
@@ -177,12 +182,13 @@ def renumber(node: Namespace, host: int) -> None:
     node.run("ip", "route", "replace", "default", "via", ROUTER)
 
 
+@on_each_engine
 def test_another_host_with_the_address_that_the_master_had_is_heard(network: Network, start: Start) -> None:
     old = start(network.nodes[0], advskew=1).master()
     renumber(network.nodes[0], 51)
     renumber(network.nodes[1], 11)
     new = start(network.nodes[1], advskew=20).ready()
-    assert old.logged("ucarp.moved")["was"] == f"{LAN}.11"
+    assert old.logged(f"{old.engine}.moved")["was"] == f"{LAN}.11"
     old.logged("release.done")
     eventually(lambda: {old.role(), new.role()} == {"master", "backup"}, what="one master, one backup")
     holder = network.settled()
@@ -299,6 +305,7 @@ def test_a_mac_address_that_changes_is_announced_as_it_is(host: Namespace) -> No
         assert wire.mac.hex(":") == "02:00:00:00:00:77"
 
 
+@on_each_engine
 def test_ten_kevips_stopped_at_once(network: Network, start: Start) -> None:
     vips = [f"{LAN}.{number}" for number in range(101, 106)]
     before = [(node.rules(), node.addresses()) for node in network.nodes[:2]]
@@ -313,6 +320,7 @@ def test_ten_kevips_stopped_at_once(network: Network, start: Start) -> None:
     assert [(node.rules(), node.addresses()) for node in network.nodes[:2]] == before
 
 
+@on_each_engine
 @pytest.mark.parametrize("renews", [False, True])
 def test_a_master_that_wakes_after_others_took_over_does_not_touch_the_vip(
     network: Network, start: Start, tmp_path: Path, renews: bool

@@ -16,13 +16,13 @@ TO_ALL = "01:00:5e:00:00:12"
 @pytest.mark.parametrize("kind", ["digest", "fragments"])
 def test_bad_adverts_do_not_move_the_vip(network: Network, start: Start, kind: str) -> None:
     master, backup = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=20).ready()
-    ucarps = master.ucarp(), backup.ucarp()
+    ucarps = master.engine_pid(), backup.engine_pid()
     with flood(network.client, kind, TO_ALL, 30_000, 6) as program:
         while program.poll() is None:
             assert network.holders() == [master.node]
             time.sleep(0.05)
         assert int(program.stdout.readline()) >= 20_000
-    assert (master.ucarp(), backup.ucarp()) == ucarps
+    assert (master.engine_pid(), backup.engine_pid()) == ucarps
     assert [len(each.events("takeover.done")) for each in (master, backup)] == [1, 0]
     assert not master.events("election.silent")
     assert bool(master.events("election.bad_advert")) is (kind == "digest")

@@ -137,28 +137,6 @@ def test_a_configuration_that_it_refuses_is_told_in_its_words(network: Network, 
     assert not network.holders()
 
 
-def test_carrier_loss_and_return(network: Network, pair: Pair) -> None:
-    master, backup = pair
-    network.set_carrier(master.node, on=False)
-    backup.master()
-    master.logged("release.done")
-    eventually(lambda: master.role() == "init", what="it takes no part")
-    assert "carrier" in master.logged("handover.started")["reason"]
-    network.set_carrier(master.node, on=True)
-    eventually(lambda: master.role() == "backup", what="it is back")
-    assert heals(network) == backup.node
-
-
-def test_an_interface_deleted_and_made_again(network: Network, pair: Pair) -> None:
-    master, backup = pair
-    master.node.run("ip", "link", "delete", "eth0")
-    backup.master()
-    assert "in no subnet of this host" in master.logged("keepalived.not_started")["error"]
-    network.plug(master.node, f"{LAN}.11/24", port="node1")
-    eventually(lambda: master.role() == "backup", within=60, what="it is back in the election")
-    assert heals(network) == backup.node
-
-
 def test_a_host_whose_address_changes_takes_part_with_the_new_one(network: Network, pair: Pair) -> None:
     master, backup = pair
     backup.node.run("ip", "address", "add", f"{LAN}.52/24", "dev", "eth0")

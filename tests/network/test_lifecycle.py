@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from lab.network import DATAPLANES, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica, invoke, on_each_engine, wrapped
+from lab.replica import PASSWORD, Replica, flags, invoke, on_each_engine, wrapped
 from lab.traffic import answers, tcp_source
 
 Start = Callable[..., Replica]
@@ -107,6 +107,7 @@ def test_a_stop_at_any_moment_of_the_start_leaves_no_trace(network: Network, sta
     assert {node: whole_state(node) for node in network.nodes} == before
 
 
+@on_each_engine
 @pytest.mark.parametrize("pause", [0.001, 0.005])
 def test_signals_without_end_do_not_spoil_the_stop(network: Network, start: Start, pause: float) -> None:
     node = network.nodes[0]
@@ -191,6 +192,7 @@ def test_after_sigkill_the_kernel_removes_the_vip_and_the_next_start_the_rest(
     assert whole_state(node) == before
 
 
+@on_each_engine
 def test_a_start_right_after_sigkill_removes_address_and_rules(network: Network, start: Start) -> None:
     """Also rules that are in the other back end."""
     start(network.nodes[0], iptables="legacy").master().kill()
@@ -208,10 +210,11 @@ def test_what_elects_ends_with_a_killed_daemon(network: Network, start: Start) -
     eventually(lambda: network.nodes[0].pids() == before, what="all of it ends")
 
 
-def test_the_death_of_ucarp_releases_the_vip_and_starts_it_again(network: Network, start: Start) -> None:
+@on_each_engine
+def test_the_death_of_what_elects_releases_the_vip_and_starts_it_again(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
-    os.kill(replica.ucarp(), signal.SIGKILL)
-    assert replica.logged("ucarp.exited")["status"] == -signal.SIGKILL
+    os.kill(replica.engine_pid(), signal.SIGKILL)
+    assert replica.logged(f"{replica.engine}.exited")["status"] == -signal.SIGKILL
     eventually(lambda: not network.holders(), what="the VIP is released")
     replica.master()
     assert tcp_source(network.client, VIP) == VIP
@@ -229,23 +232,24 @@ def test_the_lease_outlives_its_length_while_master(network: Network, start: Sta
 def test_a_stopped_ucarp_does_not_keep_the_vip(network: Network, start: Start) -> None:
     """It advertises nothing, so a peer takes over; the lease must end here."""
     old, new = start(network.nodes[0], advskew=1).master(), start(network.nodes[1], advskew=9).ready()
-    os.kill(old.ucarp(), signal.SIGSTOP)
+    os.kill(old.engine_pid(), signal.SIGSTOP)
     new.master()
     eventually(lambda: network.holders() == [new.node], what="the frozen master lets go")
     assert old.logged("election.silent")
     assert tcp_source(network.client, VIP) == VIP
 
 
+@on_each_engine
 def test_a_daemon_that_hangs_is_not_elected(network: Network, start: Start) -> None:
-    """Its hook ends ucarp when no answer comes, so nothing is advertised that does not work."""
+    """What elects is ended, by ucarp's hook or the watchdog, so that nothing is advertised that does not work."""
     hung, other = start(network.nodes[0], advskew=1).ready(), start(network.nodes[1], advskew=25)
-    ucarp = hung.ucarp()
+    engine = hung.engine_pid()
     hung.process.send_signal(signal.SIGSTOP)
     other.master()
-    eventually(lambda: not Path(f"/proc/{ucarp}").exists() or _zombie(ucarp), what="the hook ends ucarp")
+    eventually(lambda: not Path(f"/proc/{engine}").exists() or _zombie(engine), what="it is ended")
     assert network.holders() == [other.node]
     hung.process.send_signal(signal.SIGCONT)
-    hung.logged("ucarp.exited")
+    hung.logged(f"{hung.engine}.exited")
     eventually(lambda: hung.role() == "backup", what="it is back in the election")
     assert network.holders() == [other.node]
 
@@ -364,7 +368,7 @@ def test_daemon_and_ucarp_keep_two_capabilities_and_can_gain_none(
             assert (found["CapPrm"], found["CapEff"], found["NoNewPrivs"]) == (two, two, "1")
             assert found["CapBnd"] == two or wrapper[1:2] == ("--reuid=nobody",)
             seen.add(pid)
-    assert seen >= {replica.process.pid, replica.ucarp()}
+    assert seen >= {replica.process.pid, replica.engine_pid()}
     assert tcp_source(network.client, VIP) == VIP
     assert replica.stop()[0] == 0
 
@@ -446,8 +450,10 @@ def test_serves_where_there_is_no_dev_fd(network: Network, start: Start) -> None
     assert tcp_source(network.client, VIP) == VIP
 
 
-def test_starts_with_all_standard_files_closed(network: Network, tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "kevip", f"--vip={VIP}", f"--target={TARGET}", f"--run-dir={tmp_path / 'run'}"]
+@pytest.mark.parametrize("engine", ["ucarp", "keepalived"])
+def test_starts_with_all_standard_files_closed(network: Network, tmp_path: Path, engine: str) -> None:
+    settings = {"vip": VIP, "target": TARGET, "run-dir": tmp_path / "run", "engine": engine}
+    argv = [sys.executable, "-m", "kevip", *flags(settings)]
     daemon = network.nodes[0].popen(
         "sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv, env={"PASSWORD": PASSWORD, "PATH": os.environ["PATH"]}
     )
@@ -463,7 +469,7 @@ def test_a_hook_killed_while_it_waits_does_not_mislead_the_next(network: Network
     wrapper.chmod(0o755)
     replica = start(network.nodes[0], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).ready()
     [hook] = eventually(lambda: replica.children("vip-up"), what="the hook runs")
-    os.kill(replica.ucarp(), signal.SIGKILL)
+    os.kill(replica.engine_pid(), signal.SIGKILL)
     os.kill(hook, signal.SIGKILL)
     replica.logged("ucarp.exited")
     replica.master()

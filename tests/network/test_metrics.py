@@ -138,7 +138,7 @@ def test_they_tell_what_happens(network: Network, start: Start) -> None:
     start(network.nodes[2], password="another")  # noqa: S106 - for the lab alone
     eventually(lambda: (value(node, "bad_adverts_total", reason="digest") or 0) >= 1, what="bad adverts are counted")
 
-    os.kill(replica.ucarp(), signal.SIGKILL)
+    os.kill(replica.engine_pid(), signal.SIGKILL)
     other.master()
     eventually(lambda: value(node, "handover_duration_seconds_count") == 1, what="the handover is counted")
     seconds = value(node, "handover_duration_seconds_sum")

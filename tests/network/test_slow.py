@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from lab.network import CLIENT, VIP, Network, eventually
-from lab.replica import Replica, wrapped
+from lab.replica import Replica, on_each_engine, wrapped
 from lab.traffic import Probe, tcp_source
 
 Start = Callable[..., Replica]
 
 
+@on_each_engine
 @pytest.mark.parametrize("seconds", [2.5, 6])
 def test_looks_at_rules_that_take_long_cost_no_engine_and_no_connect(
     network: Network, start: Start, tmp_path: Path, seconds: float
@@ -23,7 +24,7 @@ def test_looks_at_rules_that_take_long_cost_no_engine_and_no_connect(
     old, new = start(network.nodes[0], advskew=1, env=env).master(), start(network.nodes[1], env=env).ready()
     slow.touch()
     with Probe(network.client, VIP) as probe:
-        os.kill(old.ucarp(), signal.SIGKILL)
+        os.kill(old.engine_pid(), signal.SIGKILL)
         new.master()
         time.sleep(seconds + 4)  # the first look is over
         report = probe.report()
@@ -31,7 +32,7 @@ def test_looks_at_rules_that_take_long_cost_no_engine_and_no_connect(
     assert network.holders() == [new.node]
     for replica, ends in (old, 1), (new, 0):
         assert len(replica.events("takeover.done")) == 1
-        assert len(replica.events("ucarp.exited")) == ends
+        assert len(replica.events(f"{replica.engine}.exited")) == ends
         assert not replica.events("election.silent")
     assert new.state()["rules"]
 
