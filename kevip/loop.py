@@ -53,7 +53,7 @@ class Loop:
         wait = max(min(self._due.values()) - self.now(), 0.0) if self._due else None
         # Where this process was stopped for a while, a wait that is over says nothing of what came meanwhile.
         for key, _ in self._selector.select(wait) or self._selector.select(0):
-            if key in self._selector.get_map().values():  # an action before it may have ended it
+            if self._selector.get_map().get(key.fd) is key:  # an action before it may have ended it
                 key.data()
         now = self.now()
         for action in [action for action, due in self._due.items() if due <= now]:
