@@ -311,7 +311,7 @@ class Side:
         pieces = [lines[at : at + 50_000] for at in range(0, len(lines), 50_000)]
         self.dump = mock.patch("kevip.host.command.stream", side_effect=lambda _: iter(pieces))
         self.loaded = list[bytes]()
-        self.load = mock.patch("kevip.sync.pull.load", side_effect=lambda lines, _: self.loaded.extend(lines))
+        self.load: Any = mock.patch("kevip.sync.pull.load", side_effect=lambda lines, _: self.loaded.extend(lines))
 
     def _pulled(self) -> None:
         self.pulls += 1
