@@ -13,7 +13,8 @@ _JOINING = 10.0  # seconds in which a daemon has joined the election, as a rule
 _FRESH = 6.0  # seconds for which a peer's advert says that it is master: reports are 2 s old, and adverts may be lost
 _LATE = 2.0  # seconds that a report may be old
 
-_SOON = "if this stays for 5 s, its log says why (drift.*)"
+_LOG = "its log says why (drift.*)"
+_SOON = f"if this stays for 5 s, {_LOG}"
 _MOVE = "leave --dataplane at auto, and have nft installed (apt-get install nftables)"
 _LOWER = "give that chain a higher priority"
 
@@ -88,6 +89,10 @@ def _of_rules(facts: Facts, report: Record) -> Iterator[str]:
         number = sum(map(len, report.rules.values()))
         rules = f"{len(missing)} of {number} rules" if len(missing) < number else "its rules"
         yield f"it is {report.role} without {rules}: {_SOON}"
+    strays = [name for name in facts.rules if name not in report.rules]
+    serves = report.role in {Role.MASTER, Role.LEAVING}  # and may not have looked at its rules yet
+    if strays and (report.rules or not serves) and facts.age(report.since) > _SETTLING:
+        yield f"rules in {' and '.join(strays)}, where they do not belong: if this stays for 10 s, {_LOG}"
     if facts.foreign:
         ahead = f"{facts.foreign[0]} translates before the rules in {report.dataplane}"
         yield f"{ahead}: TARGET may not see the VIP: {_LOWER if report.dataplane == 'nftables' else _MOVE}"
@@ -113,9 +118,6 @@ def _of_others(facts: Facts, report: Record) -> Iterator[str]:
     for name in facts.leased:
         delete = f"ip address delete {facts.vip}/32 dev {name}"
         yield f"the VIP is on {name}, but this host is not master: if this stays for 6 s: {delete}"
-    if not report.rules and facts.rules and facts.age(report.since) > _SETTLING:
-        places = " and ".join(facts.rules)
-        yield f"rules in {places}, but this host is not master: if this stays for 10 s, its log says why (drift.*)"
     if report.reason is Reason.UNFIT:
         failed = "this host cannot serve: its last takeover failed"
         yield f"{failed}: its log says why, at takeover.failed: see to that, and restart kevip"

@@ -9,13 +9,12 @@ from lab.network import Namespace
 from kevip.dataplane.backend import Backend, texts
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import Part, Ports, Proxy
+from kevip.dataplane.rules import Ports, Proxy
 
 TARGET = IPv4Address("192.0.2.9")
 VIP = IPv4Address("10.77.0.100")
 
 LEGACY, NFT = Iptables("iptables-legacy", "legacy"), Iptables("iptables-nft", "nft")
-PARTS = frozenset(Part)
 
 everywhere = pytest.mark.parametrize("backend", [Nftables(), NFT, LEGACY], ids=lambda each: each.name)
 in_iptables = pytest.mark.parametrize("backend", [NFT, LEGACY], ids=lambda each: each.name)
@@ -23,7 +22,8 @@ in_iptables = pytest.mark.parametrize("backend", [NFT, LEGACY], ids=lambda each:
 
 def up(host: Namespace, backend: Backend, vip: IPv4Address = VIP, *, global_masquerade: bool = False) -> None:
     with host.entered():
-        backend.standby().run(backend.setup(Proxy(vip=vip, target=TARGET, global_masquerade=global_masquerade), PARTS))
+        proxy = Proxy(vip=vip, target=TARGET, global_masquerade=global_masquerade)
+        backend.standby().run(backend.setup(proxy, proxy.parts | proxy.opens))
 
 
 def down(host: Namespace, backend: Backend, vip: IPv4Address = VIP) -> None:
@@ -122,8 +122,8 @@ def test_what_is_in_large_sets_is_told_the_same_each_time(host: Namespace, backe
     ports = tuple(Ports("tcp", number, number + 3) for number in range(1000, 20_000, 10))
     proxy = Proxy(vip=VIP, target=TARGET, allow_from=networks, ports=ports)
     with host.entered():
-        backend.standby().run(backend.setup(proxy, PARTS))
+        backend.standby().run(backend.setup(proxy, proxy.parts))
         found = {tuple(texts(backend, VIP, backend.save(VIP))) for _ in range(5)}
         assert len(found) == 1
-        assert len(found.pop()) == backend.size(proxy, PARTS)
+        assert len(found.pop()) == backend.size(proxy, proxy.parts)
         assert list(backend.rules(backend.save())) == [VIP]

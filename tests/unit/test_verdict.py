@@ -105,7 +105,7 @@ def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
     (replace(MASTER, report=report(peer=0.5)), "two masters: 10.0.0.12 advertises too", "kevip status"),
     (replace(BACKUP, held=(HERE,)), "the VIP is on eth0, but this host is not master",
      "ip address delete 10.0.0.100/32 dev eth0"),
-    (replace(BACKUP, rules={"iptables-nft": RULES}), "rules in iptables-nft, but this host is not master", "log"),
+    (replace(BACKUP, rules={"iptables-nft": RULES}), "rules in iptables-nft, where they do not belong", "log"),
     (changed(BACKUP, rules=report().rules),
      "it is backup without its rules", "log"),
     (replace(BACKUP, report=report(Role.INIT)), "it takes no part in the election (no master was heard)", "log"),
