@@ -25,6 +25,7 @@ from kevip.host import systemd
 from kevip.loop import Loop
 from kevip.status.record import Record
 from kevip.status.reporter import Reporter
+from kevip.sync.handoff import Handoff
 
 READY = 10.0  # seconds after which systemd hears that the start is done, also out of the election: without a cable, say
 STOPS = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
@@ -38,13 +39,17 @@ class Daemon:
         self._events: deque[msg.Event] = deque()
         self.instance = Instance()
 
-    def attach(self, *, engine: Engine, plane: Plane, announcer: Announcer, watch: Watch, reporter: Reporter) -> None:
+    def attach(  # noqa: PLR0913 - one for each part
+        self, *, engine: Engine, plane: Plane, announcer: Announcer, handoff: Handoff, watch: Watch, reporter: Reporter
+    ) -> None:
         """Work with these parts: events come from them, and effects go to them."""
-        self._engine, self._plane, self._announcer = engine, plane, announcer
+        self._engine, self._plane, self._announcer, self._handoff = engine, plane, announcer, handoff
         self._watch, self._reporter, self._log = watch, reporter, reporter.log
         self._does: dict[Do, Callable[[], None]] = {
             Do.END_ENGINE: engine.end,
             Do.END_FAREWELL: engine.end_goodbye,
+            Do.OFFER: handoff.offer,
+            Do.END_OFFER: handoff.end_offer,
             Do.YIELD: engine.yields,
             Do.ANNOUNCE: announcer.announce,
             Do.HUSH: announcer.hush,
@@ -118,6 +123,8 @@ class Daemon:
                 self._engine.proceed(token)
             case msg.Rerank(fit):
                 self._engine.rerank(fit=fit)
+            case msg.Pull(source, rest):
+                (self._handoff.pull_rest if rest else self._handoff.pull)(source)
             case msg.Farewell(known, fit_only):
                 self._engine.goodbye(known=known, fit_only=fit_only)
             case msg.Enter(role, reason):
@@ -137,7 +144,7 @@ class Daemon:
         if not place:
             self._events.appendleft(msg.NotStarted(run))
             return False
-        self._plane.interface = place.interface
+        self._plane.interface, self._handoff.here = place.interface, place.source
         try:
             self._announcer.attach(place.interface)
         except OSError:  # the interface went just now: the engine ends, and says so when it is started anew
@@ -206,4 +213,5 @@ class Daemon:
         with ExitStack() as ends:  # each of them, whatever becomes of the others
             for end in (self._reporter.close, self._plane.end, self._announcer.detach, self._engine.close):
                 ends.callback(end)
+            ends.callback(self._handoff.close)
             self._watch.close()

@@ -1,6 +1,7 @@
 """Puts a daemon together from its settings and from what this host is, and runs it until a signal stops it."""
 
 import signal
+import socket
 from collections.abc import Callable
 from functools import partial
 
@@ -26,6 +27,9 @@ from kevip.loop import Loop
 from kevip.status.record import Health, Record
 from kevip.status.reporter import Reporter
 from kevip.status.runfile import StateFile
+from kevip.sync import wire
+from kevip.sync.entries import Entries
+from kevip.sync.handoff import Group, Handoff
 
 Candidacy = ucarp.Candidacy | vrrpd.Candidacy
 
@@ -73,7 +77,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     proxy = Proxy(
         vip=config.vip, target=config.target, here=host.placement.source,
         global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
-        inlets=_inlets(candidacy),
+        inlets=_inlets(config, candidacy),
     )  # fmt: skip
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
@@ -83,6 +87,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,
         announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
+        handoff=_handoff(config, proxy, loop, reporter, daemon.tell),
         watch=Watch(
             loop,
             daemon.tell,
@@ -97,12 +102,23 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     return plane, reporter
 
 
-def _inlets(candidacy: Candidacy) -> tuple[Inlet, ...]:
-    """Return what the engine hears behind the host's packet filter: ucarp hears all before it."""
+def _inlets(config: Config, candidacy: Candidacy) -> tuple[Inlet, ...]:
+    """Return what is heard behind the host's packet filter: an heir, and adverts, unless ucarp hears them before it."""
+    heirs = (Inlet(socket.IPPROTO_TCP, port=wire.port(config.vip_id)),) if _hands_on(config) else ()
     if isinstance(candidacy, ucarp.Candidacy):
-        return ()
+        return heirs
     peers = tuple(Inlet(packet.PROTOCOL, source=peer) for peer in candidacy.peers)
-    return peers or (Inlet(packet.PROTOCOL, destination=packet.GROUP),)
+    return heirs + (peers or (Inlet(packet.PROTOCOL, destination=packet.GROUP),))
+
+
+def _hands_on(config: Config) -> bool:
+    """Whether an heir may have the connections: a host-wide masquerade gives them an address that it does not have."""
+    return bool(config.target) and not config.global_masquerade
+
+
+def _handoff(config: Config, proxy: Proxy, loop: Loop, reporter: Reporter, tell: Tell) -> Handoff:
+    key = wire.derive(config.password, config.vip) if _hands_on(config) else b""
+    return Handoff(loop, Group(wire.port(config.vip_id), key, Entries([proxy])) if key else None, reporter, tell)
 
 
 def _engine(candidacy: Candidacy, loop: Loop, reporter: Reporter, tell: Tell, find: Callable[[], Placement]) -> Engine:

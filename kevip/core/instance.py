@@ -95,6 +95,8 @@ class _Turn:
                 if reached is not now_is.reached:
                     self.set(reached=reached, reached_since=self.now)
                 self.set(fit=now_is.fit if reached is None else reached)
+            case msg.Pulled() if now_is.level is Level.DRAINING and now_is.lower_at < inf:
+                self.set(lower_at=self.now + DRAIN)
             case msg.Cleared(level, ok) if self._awaits(level):
                 stuck = now_is.stuck + 1
                 pause = states.FIRST_RETRY if isinstance(now_is.state, Stopped) else LOOK_AGAIN * stuck
@@ -127,7 +129,7 @@ class _Turn:
                 self.do(Do.LOOK)
         if now >= now_is.lower_at:
             self.set(lower_at=inf)
-            self.do(msg.Apply(states.lowest(now_is)))
+            self.do(Do.END_OFFER, msg.Apply(states.lowest(now_is)))
         if now >= now_is.give_up:
             self.set(give_up=inf, stuck=states.STUCK)
 
@@ -218,7 +220,7 @@ class _Turn:
             due = now + traits.farewell + traits.patience + 2 * traits.interval
         self.do(Do.HUSH, Note(what=What.LEAVING, reason=reason))
         self.become(Leaving(then, now, due), reason)
-        self.do(msg.Farewell(known=known, fit_only=then is Then.STAY))
+        self.do(Do.OFFER, msg.Farewell(known=known, fit_only=then is Then.STAY))
         self.hold()
 
     def go(self, then: Then, heir: IPv4Address | None) -> None:
@@ -245,7 +247,8 @@ def _recover(turn: _Turn, flaw: str) -> None:
             state = Down(retry, retry)
     turn.set(state=state, engine=Engine.OFF if off else Engine.ENDING, level=Level.DRAINING, lower_at=inf)
     lowest = msg.Apply(states.lowest(turn.now_is))
-    turn.effects = [Note(what=What.BROKEN, detail=flaw), Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, lowest]
+    ends = [Do.END_ENGINE, Do.END_FAREWELL, Do.END_OFFER, Do.HUSH]
+    turn.effects = [Note(what=What.BROKEN, detail=flaw), *ends, lowest]
     turn.set(role=turn.was.role, reason=turn.was.reason)
     turn.enter(Role.INIT, Reason.UNFIT)
 
@@ -253,12 +256,8 @@ def _recover(turn: _Turn, flaw: str) -> None:
 def _candidate(turn: _Turn, event: msg.Event) -> None:
     """Join, wait as backup, and be elected."""
     match event:
-        case msg.Elected(token=token):  # rules and address, then the engine may advertise it, then the neighbours know
-            turn.hold()
-            turn.proceed(token)
-            turn.do(Do.ANNOUNCE)
-            turn.become(Master(), _reason_to_be_master(turn))
-            turn.do(Do.LOOK)
+        case msg.Elected(token=token):
+            _take_over(turn, token)
         case msg.Demoted(token=token):
             if isinstance(turn.now_is.state, Joining):
                 _be_backup(turn)
@@ -271,6 +270,20 @@ def _candidate(turn: _Turn, event: msg.Event) -> None:
             turn.stop()
         case _:
             turn.stand_as_deserved()
+
+
+def _take_over(turn: _Turn, token: str) -> None:
+    """Have connections, rules and address; then the engine may advertise it, and the neighbours know."""
+    leaver = turn.now_is.peers.leaver(turn.now - RECENT)
+    if leaver:
+        turn.do(msg.Pull(leaver))
+    turn.hold()
+    turn.proceed(token)
+    turn.do(Do.ANNOUNCE)
+    if source := leaver or turn.master():
+        turn.do(msg.Pull(source, rest=True))
+    turn.become(Master(), _reason_to_be_master(turn))
+    turn.do(Do.LOOK)
 
 
 def _reason_to_be_master(turn: _Turn) -> Reason:
@@ -320,6 +333,7 @@ def _master(turn: _Turn, event: msg.Event) -> None:
 
 def _be_demoted(turn: _Turn) -> None:
     """Let go of the VIP, for the engine is backup now; but not before another host serves it."""
+    turn.do(Do.OFFER)
     if turn.traits.waits or turn.master():
         turn.let_go(drain=True)
         _be_backup(turn)
@@ -334,7 +348,7 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
     if heard.at < turn.now - turn.traits.interval - PROMPT:
         return  # the loop comes late to it: that host may be dead
     if heard.says is Says.STAYS and heard.preferred and turn.traits.lateness:
-        turn.do(Note(what=What.YIELDED, who=heard.source), Do.YIELD)
+        turn.do(Note(what=What.YIELDED, who=heard.source), Do.YIELD, Do.OFFER)
         turn.let_go(drain=True)
         turn.rest(Reason.YIELDED, retry=False)
     elif heard.says is not Says.LEAVES:
@@ -374,7 +388,7 @@ def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
             _end_leaving(turn, state, source)  # it serves on as well: they did not hear each other before
         case msg.Elected(token=token):
             turn.hold()
-            turn.do(Do.END_FAREWELL)
+            turn.do(Do.END_FAREWELL, Do.END_OFFER)
             turn.proceed(token)
             turn.do(Note(what=What.KEPT), Do.ANNOUNCE)
             turn.become(Master(), Reason.KEPT)
@@ -384,6 +398,8 @@ def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
             turn.set(state=replace(state, restart=max(turn.now, turn.now_is.started + states.FIRST_RETRY)))
         case msg.NotStarted() if state.then is Then.STAY:
             turn.set(state=replace(state, restart=turn.now + LOOK_AGAIN))
+        case msg.Pulled():  # another stage of the goodbye would raise a second master
+            turn.do(Do.END_FAREWELL)
         case msg.Failed():
             _end_leaving(turn, state, None)
         case msg.Stop():

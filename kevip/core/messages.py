@@ -98,6 +98,11 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulled:
+    """A host that knows the password fetches the connections that are offered here: it is about to take over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The host could not be brought to hold the VIP: the takeover came to nothing."""
 
@@ -137,7 +142,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Elected | Demoted | Ended | NotStarted | Heard | Failed | Cleared | Unfit | Target | Stop | Tick
+Event = Elected | Demoted | Ended | NotStarted | Heard | Pulled | Failed | Cleared | Unfit | Target | Stop | Tick
 
 
 # Effects, to be applied in the order given; one that fails is the last of its batch.
@@ -148,6 +153,8 @@ class Do(Enum):
 
     END_ENGINE = auto()  # at once: it advertises no more
     END_FAREWELL = auto()  # say no more goodbyes
+    OFFER = auto()  # let the next master fetch the connections that are tracked here, until it is ended
+    END_OFFER = auto()
     YIELD = auto()  # say once that this host was master, and lets go
     ANNOUNCE = auto()  # tell the neighbours that the VIP is here, from now on
     HUSH = auto()  # announce no more
@@ -181,6 +188,14 @@ class Apply:
     """Bring the host to a level; HELD again renews the lease of the address."""
 
     level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Fetch the connections of the host that was master: what a moment allows; or the ``rest``, beside the loop."""
+
+    source: IPv4Address
+    rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,4 +239,4 @@ class Note:
     detail: str = ""
 
 
-Effect = Do | StartEngine | Rerank | Proceed | Apply | Farewell | Enter | Note
+Effect = Do | StartEngine | Rerank | Proceed | Apply | Pull | Farewell | Enter | Note

@@ -35,6 +35,11 @@ class Peers:
         """Return a host whose last word, not before this time, is that it is master."""
         return next((word.source for word, _ in self._masters(since)), None)
 
+    def leaver(self, since: float) -> IPv4Address | None:
+        """Return the host that said last, not before this time, that it leaves."""
+        left = (word.source for word, _ in reversed(self.words) if word.says is Says.LEAVES and word.at >= since)
+        return next(left, None)
+
     def is_led(self, since: float) -> bool:
         """Whether another host was master at this time or later, by its own word; it may have yielded since."""
         return any(word.says is not Says.LEAVES and word.at >= since for word, _ in self.words)

@@ -162,7 +162,8 @@ def _mark(vip: IPv4Address) -> str:
 
 def _match(inlet: Inlet) -> str:
     ends = {"-s": inlet.source, "-d": inlet.destination}
-    return " ".join([*(f"{end} {address}" for end, address in ends.items() if address), f"-p {inlet.protocol}"])
+    port = f" -m tcp --dport {inlet.port}" if inlet.port else ""
+    return " ".join([*(f"{end} {address}" for end, address in ends.items() if address), f"-p {inlet.protocol}{port}"])
 
 
 def _translated(vip: IPv4Address) -> str:

@@ -79,9 +79,10 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
-    """What this host has to hear of the others: an IP protocol, from or to an address."""
+    """What this host has to hear of the others: an IP protocol, from or to an address, to a TCP port."""
 
     protocol: int
+    port: int | None = None
     source: IPv4Address | None = None
     destination: IPv4Address | None = None
 

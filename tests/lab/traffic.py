@@ -6,16 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from lab.network import TARGET, Namespace
+from lab.network import TARGET, VIP, Namespace, Network
 
 T = TypeVar("T")
 
 PORT = 7000
+SPEAKS = PORT + 1
 
 
 @contextmanager
@@ -155,6 +156,47 @@ class Conversations:
 
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(None, None, None)
+
+
+class Speaker:
+    """A server on TARGET that says something when it is told to, and nothing before: what its clients never do."""
+
+    def __init__(self, network: Network) -> None:
+        with network.target.entered():
+            self._server = socket.create_server((TARGET, SPEAKS))
+        self._accepted: list[socket.socket] = []
+
+    def connect(self, host: Namespace, address: str = VIP, sport: int = 0) -> socket.socket:
+        """Connect from a host."""
+        with host.entered():
+            client = socket.create_connection((address, SPEAKS), 20, ("0.0.0.0", sport))  # noqa: S104 - any of its own
+        self._accepted.append(self._server.accept()[0])
+        return client
+
+    def speak(self) -> None:
+        """Say something to all."""
+        for each in self._accepted:
+            each.sendall(b"!")
+
+    def close(self) -> None:
+        """Close all ends here."""
+        for each in (self._server, *self._accepted):
+            each.close()
+
+
+@contextmanager
+def speaker(network: Network) -> Iterator[Speaker]:
+    """Have a server that speaks when it is told to."""
+    with closing(Speaker(network)) as made:
+        yield made
+
+
+def hears(client: socket.socket, within: float = 30.0) -> bool:
+    """Whether a client hears something, after which it is closed."""
+    client.settimeout(within)
+    with client, suppress(TimeoutError):
+        return client.recv(100) == b"!"
+    return False
 
 
 def send_frame(host: Namespace, to: bytes, packet: bytes) -> None:

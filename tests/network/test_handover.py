@@ -1,11 +1,14 @@
 """Planned moves of the VIP, and connections that outlive the master."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
 
+import pytest
 from lab.network import LAN, TARGET, VIP, Namespace, Network, eventually
 from lab.replica import Replica, on_each_engine
-from lab.traffic import Conversations, Probe, tcp_source
+from lab.traffic import Conversations, Probe, hears, speaker, tcp_source
 
 Start = Callable[..., Replica]
 
@@ -29,6 +32,42 @@ def test_a_planned_stop_fails_no_connect_and_cuts_no_connection(network: Network
         assert (report.failed, report.sources) == (0, [VIP])
         assert talk.survivors() == 100
     assert replicas[master].logged("handover.done")["to"] == f"{LAN}.{10 + network.nodes.index(network.settled()) + 1}"
+
+
+def _stop(replica: Replica) -> None:
+    assert replica.stop()[0] == 0
+
+
+def _kill_engine(replica: Replica) -> None:
+    os.kill(replica.engine_pid(), signal.SIGKILL)
+
+
+def _unroute(replica: Replica) -> None:
+    replica.node.run("ip", "route", "delete", "default")
+
+
+@on_each_engine
+@pytest.mark.parametrize(
+    ("dataplane", "move"),
+    [("iptables-nft", _stop), ("nftables", _stop), ("iptables-legacy", _kill_engine), ("iptables-nft", _unroute)],
+)
+def test_a_planned_move_cuts_no_connection_on_which_the_client_is_silent(
+    network: Network, start: Start, dataplane: str, move: Callable[[Replica], None]
+) -> None:
+    replicas = three(network, start, dataplane=dataplane)
+    master = network.settled()
+    with speaker(network) as speaks:
+        ports = range(30000, 30050)  # two clients with each of them
+        silent = [speaks.connect(each, sport=port) for each in (network.client, network.far_client) for port in ports]
+        with Conversations(network.client, VIP, 50) as talk:
+            move(replicas[master])
+            heir = eventually(lambda: set(network.holders()) - {master}, what="another host has the VIP").pop()
+            told = replicas[heir].logged("connections.pulled")
+            speaks.speak()
+            assert [hears(each) for each in silent] == [True] * 100
+            assert talk.survivors() == 50
+    assert (told["source"], told["refused"], told["incomplete"]) == (f"{LAN}.{11 + network.nodes.index(master)}", 0, "")
+    assert told["connections"] >= 150
 
 
 @on_each_engine

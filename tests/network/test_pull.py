@@ -3,16 +3,16 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 
 import pytest
 from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
-from lab.traffic import PORT
+from lab.traffic import PORT, SPEAKS, Speaker, hears
 
 from kevip.dataplane import conntrack
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import TRANSLATION, Proxy
+from kevip.dataplane.rules import Proxy
 from kevip.loop import Loop
 from kevip.sync import wire
 from kevip.sync.entries import Entries
@@ -25,7 +25,6 @@ OURS = Entries([PROXY])
 KEY = wire.derive("correct horse", PROXY.vip)
 AT = IPv4Address(f"{LAN}.11"), wire.port(100)
 
-SPEAKS = PORT + 1
 SILENCE = 1.5
 """Seconds after which one who has heard nothing will not: it was said again and again by then."""
 
@@ -36,7 +35,7 @@ def lab(network: Network) -> Network:
     for node in network.nodes:
         node.sysctl("net.ipv4.ip_forward", "1")
         for proxy in (PROXY, OTHER):
-            node.run("nft", "-f", "-", stdin=Nftables().setup(proxy, TRANSLATION))
+            node.run("nft", "-f", "-", stdin=Nftables().setup(proxy, proxy.parts))
     for address in (VIP, VIP2):
         network.nodes[0].run("ip", "address", "add", f"{address}/32", "dev", "eth0")
     return network
@@ -83,46 +82,12 @@ def move(network: Network, address: str = VIP) -> None:
         each.run("ip", "neighbour", "flush", "dev", "eth0")
 
 
-class Speaker:
-    """A server on TARGET that says something when it is told to, and nothing before: what its clients never do."""
-
-    def __init__(self, network: Network) -> None:
-        with network.target.entered():
-            self._server = socket.create_server((TARGET, SPEAKS))
-        self._accepted: list[socket.socket] = []
-
-    def connect(self, host: Namespace, address: str = VIP, sport: int = 0) -> socket.socket:
-        """Connect from a host."""
-        with host.entered():
-            client = socket.create_connection((address, SPEAKS), 20, ("0.0.0.0", sport))  # noqa: S104 - any of its own
-        self._accepted.append(self._server.accept()[0])
-        return client
-
-    def speak(self) -> None:
-        """Say something to all."""
-        for each in self._accepted:
-            each.sendall(b"!")
-
-    def close(self) -> None:
-        """Close all ends here."""
-        for each in (self._server, *self._accepted):
-            each.close()
-
-
 @pytest.fixture
 def speaker(lab: Network) -> Iterator[Speaker]:
     """Have a server that speaks when it is told to."""
     made = Speaker(lab)
     yield made
     made.close()
-
-
-def hears(client: socket.socket, within: float = 30.0) -> bool:
-    """Whether a client hears something, after which it is closed."""
-    client.settimeout(within)
-    with client, suppress(TimeoutError):
-        return client.recv(100) == b"!"
-    return False
 
 
 def tracked(node: Namespace) -> list[tuple[str, ...]]:

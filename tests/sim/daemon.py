@@ -25,6 +25,8 @@ from kevip.host import arp, beside, command, interface, kernel, nfnetlink, syste
 from kevip.status import reporter
 from kevip.status.record import Health, Record
 from kevip.status.runfile import StateFile
+from kevip.sync import handoff
+from kevip.sync.handoff import Handoff
 from sim.beside import Beside, Lock
 from sim.host import TARGET, VIP, Host, Prober
 from sim.loop import Loop
@@ -94,6 +96,7 @@ class Simulated:
             engine=self.engine(given, told, daemon),
             plane=made,
             announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
+            handoff=Handoff(loop, None, told, daemon.tell),  # type: ignore[arg-type]
             watch=Watch(
                 loop,  # type: ignore[arg-type]
                 daemon.tell,
@@ -214,6 +217,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         iptables: {"installed": dict},
         nfnetlink: {"base_chains": list},
         ruleset: {"_generation": lambda: None},
+        handoff: {"Beside": lambda _: mock.Mock()},
         interface: {
             "is_running": lambda _: here().is_linked,
             "first_address": lambda _: here().address if here().link != "gone" else None,

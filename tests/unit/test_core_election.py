@@ -239,7 +239,7 @@ def test_a_backup_looks_at_the_host() -> None:
 def test_a_master_whose_engine_is_backup_lets_go_before_it_answers() -> None:
     host = master()
     host.hears(Says.STAYS)
-    assert host.demoted("down") == [*LETS_GO, Enter(Role.BACKUP, Reason.YIELDED), Proceed("down")]
+    assert host.demoted("down") == [Do.OFFER, *LETS_GO, Enter(Role.BACKUP, Reason.YIELDED), Proceed("down")]
 
 
 def test_a_master_whose_engine_is_backup_though_none_is_master_has_lost_its_link() -> None:
@@ -251,6 +251,7 @@ def test_a_master_yields_at_once_to_one_that_is_preferred() -> None:
     assert host.hears(Says.STAYS, preferred=True) == [
         Note(what=What.YIELDED, who=PEER),
         Do.YIELD,
+        Do.OFFER,
         *LETS_GO,
         Do.END_ENGINE,
         Enter(Role.INIT, Reason.YIELDED),
@@ -285,6 +286,7 @@ def test_a_host_that_cannot_serve_hands_over() -> None:
         Do.HUSH,
         Note(what=What.LEAVING, reason=Reason.UNFIT),
         Enter(Role.LEAVING, Reason.UNFIT),
+        Do.OFFER,
         Farewell(),
         *HOLDS,
     ]

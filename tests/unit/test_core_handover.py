@@ -1,7 +1,7 @@
 """The core: how a master hands over."""
 
 import pytest
-from dialogue import HOLDS, LETS_GO, OTHER, PEER, SLOW, leave, leaving, master, serves
+from dialogue import HOLDS, LETS_GO, OTHER, PEER, SLOW, backup, leave, leaving, master, serves
 
 from kevip.core.instance import DRAIN, LEASE
 from kevip.core.messages import (
@@ -13,6 +13,8 @@ from kevip.core.messages import (
     Level,
     Note,
     Proceed,
+    Pull,
+    Pulled,
     Reason,
     Role,
     Says,
@@ -41,7 +43,7 @@ TOLD_TO_STOP = [
 def test_a_master_that_stops_serves_on_until_another_one_is_heard() -> None:
     host = master()
     host.hears(Says.YIELDS)
-    assert host.tell(Stop()) == [*TOLD_TO_STOP, Farewell(known=True), *HOLDS]
+    assert host.tell(Stop()) == [*TOLD_TO_STOP, Do.OFFER, Farewell(known=True), *HOLDS]
     host.ended()
     assert host.wait(1) == []
     assert host.hears(Says.STAYS) == [
@@ -51,6 +53,40 @@ def test_a_master_that_stops_serves_on_until_another_one_is_heard() -> None:
         Enter(Role.INIT, Reason.FOLLOWED),
     ]
     assert host.state == Stopped()
+
+
+def test_an_heir_fetches_the_connections_of_the_master_that_left() -> None:
+    host = backup()
+    host.hears(Says.STAYS)
+    host.hears(Says.LEAVES)
+    assert host.elected("up", after=1) == [
+        Pull(PEER), *HOLDS, Proceed("up"), Do.ANNOUNCE, Pull(PEER, rest=True), Enter(Role.MASTER, Reason.GOODBYE),
+        Do.LOOK,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(1, [Pull(PEER, rest=True)]), (3, [])], ids=["preferred", "silence"])
+def test_who_takes_over_without_a_goodbye_loses_no_time_by_it(seconds: float, found: list[Pull]) -> None:
+    host = backup()
+    host.hears(Says.STAYS)
+    effects = host.elected("up", after=seconds)
+    assert [effect for effect in effects if isinstance(effect, Pull)] == found
+    assert effects[:1] == HOLDS
+
+
+def test_no_further_goodbye_is_said_when_a_host_fetches_the_connections() -> None:
+    host = leaving(Then.STOP, known=True)
+    assert host.tell(Pulled()) == [Do.END_FAREWELL]
+    assert serves(host)
+
+
+def test_connections_that_are_being_fetched_are_not_forgotten_yet() -> None:
+    host = leaving(Then.STOP)
+    host.hears(Says.STAYS)
+    host.tell(Pulled(), after=DRAIN / 2)
+    assert Do.END_OFFER not in host.wait(DRAIN - 0.01)
+    assert host.wait(0.01)[:2] == [Do.END_OFFER, Apply(Level.NONE)]
+    assert host.tell(Pulled()) == []
 
 
 def test_a_master_that_stops_waits_longer_where_a_peer_is_known() -> None:

@@ -30,6 +30,12 @@ def test_who_yielded_was_master_until_then() -> None:
     assert not hear((PEER, Says.STAYS, 1), (PEER, Says.LEAVES, 2)).is_led(0)
 
 
+def test_a_leaver_is_the_last_host_whose_last_word_is_that_it_leaves() -> None:
+    peers = hear((PEER, Says.LEAVES, 1), (OTHER, Says.LEAVES, 2))
+    assert (peers.leaver(1), peers.leaver(2.1)) == (OTHER, None)
+    assert peers.hear(Heard(OTHER, Says.STAYS, 3)).leaver(1) == PEER
+
+
 def test_an_advert_of_before_a_hosts_last_word_changes_nothing() -> None:
     peers = hear((PEER, Says.YIELDS, 2))
     assert peers.hear(Heard(PEER, Says.STAYS, 1)) is peers

@@ -30,6 +30,7 @@ from kevip.core.messages import (
     Note,
     NotStarted,
     Proceed,
+    Pulled,
     Reason,
     Rerank,
     Says,
@@ -69,6 +70,7 @@ ENGINE: list[Act] = [
 UNREACHED = _any(Target(reached=False, detail="no route"))
 HOST: list[Act] = [
     _any(Failed()),
+    _any(Pulled()),
     _any(Unfit("ip")),
     *(_any(Cleared(level, ok)) for level, ok in product((Level.NONE, Level.ARMED), (True, False))),
     _any(Unfit("no")),

@@ -6,7 +6,9 @@ from kevip.core.instance import AGREE
 from kevip.core.messages import Do, Enter, Note, Proceed, Reason, Rerank, Role, Says, Target, What
 from kevip.core.states import FIRST_PAUSE, Backup, Leaving, Master, Then
 
-SERVES_ON = [Do.HUSH, Note(what=What.LEAVING, reason=Reason.YIELDED), Enter(Role.LEAVING, Reason.YIELDED), *HOLDS]
+SERVES_ON = [
+    Do.OFFER, Do.HUSH, Note(what=What.LEAVING, reason=Reason.YIELDED), Enter(Role.LEAVING, Reason.YIELDED), *HOLDS
+]  # fmt: skip
 
 
 def test_a_master_that_is_demoted_serves_on_until_another_host_serves() -> None:
@@ -21,7 +23,7 @@ def test_a_master_that_is_demoted_serves_on_until_another_host_serves() -> None:
 def test_a_master_that_is_demoted_lets_go_at_once_where_another_host_serves_already() -> None:
     host = master(QUICK)
     host.hears(Says.STAYS, preferred=True)
-    assert host.demoted("") == [*LETS_GO, Enter(Role.BACKUP, Reason.YIELDED)]
+    assert host.demoted("") == [Do.OFFER, *LETS_GO, Enter(Role.BACKUP, Reason.YIELDED)]
 
 
 def test_a_master_that_is_demoted_for_nobody_lets_go_in_the_end() -> None:
@@ -37,7 +39,7 @@ def test_a_host_that_is_elected_again_before_another_serves_has_never_let_go() -
     host = master(QUICK)
     host.demoted("")
     assert host.elected("") == [
-        *HOLDS, Do.END_FAREWELL, Note(what=What.KEPT), Do.ANNOUNCE, Enter(Role.MASTER, Reason.KEPT)
+        *HOLDS, Do.END_FAREWELL, Do.END_OFFER, Note(what=What.KEPT), Do.ANNOUNCE, Enter(Role.MASTER, Reason.KEPT)
     ]  # fmt: skip
     assert host.demoted("") == SERVES_ON
     assert host.demoted("") == []

@@ -149,7 +149,7 @@ def test_a_transition_that_is_not_in_the_table_is_refused(monkeypatch: pytest.Mo
 )
 def test_a_host_that_is_not_as_it_must_be_leaves_the_election_without_the_vip(flawed: Instance) -> None:
     now_is, effects = step(SLOW, replace(flawed, tick=inf), Tick(), 100)
-    assert effects[1:5] == [Do.END_ENGINE, Do.END_FAREWELL, Do.HUSH, Apply(Level.ARMED)]
+    assert effects[1:6] == [Do.END_ENGINE, Do.END_FAREWELL, Do.END_OFFER, Do.HUSH, Apply(Level.ARMED)]
     assert isinstance(effects[0], Note)
     assert effects[0].what is What.BROKEN
     assert effects[0].detail

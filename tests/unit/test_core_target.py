@@ -79,6 +79,7 @@ def test_a_master_that_does_not_reach_target_lets_fit_peers_take_over_and_stands
         Do.HUSH,
         Note(what=What.LEAVING, reason=Reason.TARGET),
         Enter(Role.LEAVING, Reason.TARGET),
+        Do.OFFER,
         Farewell(fit_only=True),
         *HOLDS,
     ]
@@ -92,7 +93,7 @@ def test_a_master_stays_if_nobody_that_reaches_target_takes_over() -> None:
     assert host.wait(SLOW.patience).count(Apply(Level.HELD)) == 2
     assert host.elected("up") == [
         *HOLDS,
-        Do.END_FAREWELL, Proceed("up"), Note(what=What.KEPT), Do.ANNOUNCE, Enter(Role.MASTER, Reason.KEPT)
+        Do.END_FAREWELL, Do.END_OFFER, Proceed("up"), Note(what=What.KEPT), Do.ANNOUNCE, Enter(Role.MASTER, Reason.KEPT)
     ]  # fmt: skip
     assert host.state == Master()
 
