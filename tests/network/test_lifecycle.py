@@ -249,7 +249,7 @@ def test_a_daemon_that_hangs_is_not_elected(network: Network, start: Start) -> N
     eventually(lambda: not Path(f"/proc/{engine}").exists() or _zombie(engine), what="it is ended")
     assert network.holders() == [other.node]
     hung.process.send_signal(signal.SIGCONT)
-    hung.logged(f"{hung.engine}.exited")
+    hung.logged("election.backup", times=2)
     eventually(lambda: hung.role() == "backup", what="it is back in the election")
     assert network.holders() == [other.node]
 
