@@ -102,6 +102,11 @@ class Config:
         if problems := list(_problems({each.name: getattr(self, each.name) for each in fields(self)})):
             raise SettingsError(*problems)
 
+    @property
+    def hands_on(self) -> bool:
+        """Whether an heir may have the connections: a host-wide masquerade gives them an address that it has not."""
+        return bool(self.target) and not self.global_masquerade
+
 
 @dataclass(frozen=True, slots=True)
 class Malformed:

@@ -104,20 +104,15 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
 
 def _inlets(config: Config, candidacy: Candidacy) -> tuple[Inlet, ...]:
     """Return what is heard behind the host's packet filter: an heir, and adverts, unless ucarp hears them before it."""
-    heirs = (Inlet(socket.IPPROTO_TCP, port=wire.port(config.vip_id)),) if _hands_on(config) else ()
+    heirs = (Inlet(socket.IPPROTO_TCP, port=wire.port(config.vip_id)),) if config.hands_on else ()
     if isinstance(candidacy, ucarp.Candidacy):
         return heirs
     peers = tuple(Inlet(packet.PROTOCOL, source=peer) for peer in candidacy.peers)
     return heirs + (peers or (Inlet(packet.PROTOCOL, destination=packet.GROUP),))
 
 
-def _hands_on(config: Config) -> bool:
-    """Whether an heir may have the connections: a host-wide masquerade gives them an address that it does not have."""
-    return bool(config.target) and not config.global_masquerade
-
-
 def _handoff(config: Config, proxy: Proxy, loop: Loop, reporter: Reporter, tell: Tell) -> Handoff:
-    key = wire.derive(config.password, config.vip) if _hands_on(config) else b""
+    key = wire.derive(config.password, config.vip) if config.hands_on else b""
     return Handoff(loop, Group(wire.port(config.vip_id), key, Entries([proxy])) if key else None, reporter, tell)
 
 

@@ -1,6 +1,6 @@
-"""All checks, in the order in which they are told. They change nothing, and send nothing but ARP probes and a ping."""
+"""All checks, in the order in which they are told. They change nothing, and send ARP probes, a ping and a connect."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -16,10 +16,11 @@ from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
 from kevip.election.vrrpd import default_interval
 from kevip.errors import KevipError
-from kevip.health.ask import Asker, Check, ask
+from kevip.health.ask import Asker, Check, ask, parse_check
 from kevip.host import kernel, lock, nfnetlink, route
 from kevip.host.interface import Interface, Placement
 from kevip.status.runfile import StateFile
+from kevip.sync import wire
 
 _PING = Check(kind="icmp")
 _PATIENCE = 2.0  # seconds for TARGET to answer
@@ -115,13 +116,23 @@ def _election(config: Config, here: Interface, source: IPv4Address, seconds: flo
         candidacy = vrrp_candidacy(config, place)
         yield from vrrp.standing(candidacy)
         yield from rules.hearing(save_all(), nfnetlink.base_chains())
-        yield from vrrp.judge(vrrp.VrrpListener(place, candidacy.group()).listen(seconds), candidacy.group())
+        judged = vrrp.VrrpListener(place, candidacy.group()).listen(seconds)
+        yield from vrrp.judge(judged, candidacy.group())
+        yield from _handoff(config, judged.masters.keys() - {source})
         return
     group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
     heard = election.CarpListener(place, group, [each.ip.network for each in here.addresses]).listen(seconds)
     yield from election.masters(heard, Interval(config.advbase, config.advskew), config.dead_ratio)
     yield from election.strangers(heard, group)
     yield from election.duplicates(heard, group.vip)
+    yield from _handoff(config, heard.masters.keys() - {source})
+
+
+def _handoff(config: Config, masters: Collection[IPv4Address]) -> Iterator[Finding]:
+    """Yield whether connections could be fetched from a master, which offers them only when it leaves."""
+    port = wire.port(config.vip_id)
+    for master in sorted(masters)[:1] if config.hands_on else ():
+        yield traffic.handoff(master, port, ask(parse_check(f"tcp:{port}"), master, _PATIENCE, None))
 
 
 def _rules(config: Config, fitness: Fitness, backend: Backend) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """What becomes of packets on their way: TARGET and its route, and what the kernel does."""
 
+import errno
+import os
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address
 
@@ -82,6 +84,14 @@ def fill(table: tuple[int, int] | None) -> Finding:
         return ok("conntrack", found)
     found += f" ({count / most:.0%}): when it is full, new ones are dropped"
     return warning("conntrack", found, f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}")
+
+
+def handoff(master: IPv4Address, port: int, answer: Answer) -> Finding:
+    """Say whether a master's port for connections is reached: it refuses them while it does not leave."""
+    if answer.problem in {"", os.strerror(errno.ECONNREFUSED)}:
+        return ok("handoff", f"connections can be fetched from {master} when it leaves (TCP port {port})")
+    found = f"{master}, TCP port {port}: {answer.problem}: in a planned move, silent connections will hang"
+    return warning("handoff", found, f"let TCP port {port} in there, from the hosts of this group")
 
 
 def sources(allowed: Collection[object], vip: IPv4Address) -> Finding:

@@ -341,6 +341,18 @@ def test_a_master_that_does_not_hold_the_vip(network: Network, start: Start, che
     assert told.of("duplicates") == [("warning", f"nobody answers ARP for VIP {VIP}, though there is a master")]
 
 
+def test_a_firewall_that_keeps_an_heir_from_the_connections(network: Network, start: Start, check: Check) -> None:
+    """A mere policy of DROP does not: kevip lets an heir in."""
+    master, node = network.nodes[:2]
+    master.iptables("-P", "INPUT", "DROP")
+    start(master).master()
+    fetched = ("ok", f"connections can be fetched from {LAN}.11 when it leaves (TCP port 25100)")
+    eventually(lambda: check(node, "--seconds=2").of("handoff") == [fetched], what="the port is let in")
+    master.iptables("-I", "INPUT", "-p", "tcp", "-j", "DROP")
+    [(verdict, found)] = check(node, "--seconds=2").of("handoff")
+    assert (verdict, found.partition(": ")[0]) == ("warning", f"{LAN}.11, TCP port 25100")
+
+
 def test_a_replica_with_another_password(network: Network, start: Start, check: Check) -> None:
     start(network.nodes[1], password=OTHER_PASSWORD).master()
     told = check(network.nodes[0])

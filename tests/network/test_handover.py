@@ -54,6 +54,9 @@ def _unroute(replica: Replica) -> None:
 def test_a_planned_move_cuts_no_connection_on_which_the_client_is_silent(
     network: Network, start: Start, dataplane: str, move: Callable[[Replica], None]
 ) -> None:
+    for node in network.nodes:
+        node.iptables("-P", "INPUT", "DROP")
+        node.iptables("-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
     replicas = three(network, start, dataplane=dataplane)
     master = network.settled()
     with speaker(network) as speaks:
