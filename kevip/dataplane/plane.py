@@ -197,6 +197,7 @@ class Plane:
         try:
             if look.level is Level.ARMED:
                 look.drifts += _strays(drop_all(self._vip, job.changes))
+                begin = monotonic()  # an ip that is slow does not make rules dear
             if look.level is not Level.NONE:
                 self._tend(look, job.changes)
             elif self._rules.here is False and (look.rules or lease.held(self._vip)):
