@@ -24,6 +24,9 @@ _GRACE = 0.5
 _REPAIR = 5.0
 """Seconds that a repair may take."""
 
+_CHEAP, _RARELY = 0.05, 100 * BESIDE
+"""Seconds that a look at the rules may take without a rest after it, and that such a rest may last."""
+
 _JOINING = 20.0
 """Seconds after which a host that said nothing else has to stand for election again."""
 
@@ -86,8 +89,9 @@ class RulesFirst(Checker):
     name = "rules first"
 
     def noted(self, note: Note, host: "Host") -> None:
-        seen = host.tools.flushed + (_REPAIR if host.is_well else BESIDE)  # a look is as slow as the programs it runs
-        if note.event == "vip.held" and not note.fields["rules"] and self.now > seen:
+        dear = host.tools.took.get("save", 0.0) > _CHEAP  # so they are looked at rarely
+        late = _RARELY if dear else _REPAIR if host.is_well else BESIDE  # a look is as slow as the programs it runs
+        if note.event == "vip.held" and not note.fields["rules"] and self.now - host.tools.flushed > late:
             self.fail(f"{note.host} has the VIP and no rules")
 
 

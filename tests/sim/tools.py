@@ -45,7 +45,7 @@ class _Program:
 class Tools:
     """The programs of a host; ``behaviour`` says which take how long, fail or hang, ``failed`` until when one did.
 
-    ``under_way`` is how many run that will have an effect.
+    ``under_way`` is how many run that will have an effect, ``took`` what each of them took last.
     """
 
     def __init__(self, host: "Host") -> None:
@@ -54,6 +54,7 @@ class Tools:
         self.tables: dict[str, list[str]] = {}
         self.flushed = self.failed = -inf
         self.under_way = 0
+        self.took: dict[str, float] = {}
         self.boot = 1
 
     @property
@@ -86,6 +87,7 @@ class Tools:
         scope = command._SCOPE.get()  # noqa: SLF001 - what runs in it shares its time
         most = min(TIMEOUT, scope.left()) if scope else TIMEOUT
         seconds = TIMEOUT if behaviour == "hang" else float(behaviour)
+        self.took[name] = min(seconds, most)
         if seconds >= most:
             self.failed = self._host.world.now + most
         program = _Program(process)
