@@ -65,7 +65,10 @@ class Checker:
 
 
 class OneHolder(Checker):
-    """Of hosts that hear each other exactly one has the VIP, if one of them could serve; a move takes a moment."""
+    """Of hosts that hear each other exactly one has the VIP, if one of them could serve; a move takes a moment.
+
+    One that cannot remove it besides, because its ``ip`` is of no use, is the business of ``TwoHolders``.
+    """
 
     name = "one holder"
 
@@ -75,7 +78,8 @@ class OneHolder(Checker):
 
     def looked(self) -> None:
         course = self.course
-        holders = [host.name for host in course.visible() if host.holds]
+        holding = [host for host in course.visible() if host.holds]
+        holders = [host.name for host in holding if host.tools.renews] or [host.name for host in holding]
         is_led_astray = any(host.is_astray for host in course.hosts)  # by a ucarp that advertises, and serves nothing
         if len(holders) == 1 or is_led_astray or not (course.is_calm and course.is_whole() and course.able()):
             self._since = self.now
