@@ -64,7 +64,7 @@ def test_a_planned_move_cuts_no_connection_on_which_the_client_is_silent(
         silent = [speaks.connect(each, sport=port) for each in (network.client, network.far_client) for port in ports]
         with Conversations(network.client, VIP, 50) as talk:
             move(replicas[master])
-            heir = eventually(lambda: set(network.holders()) - {master}, what="another host has the VIP").pop()
+            heir = network.settled([node for node in network.nodes if node is not master])
             told = replicas[heir].logged("connections.pulled")
             speaks.speak()
             assert [hears(each) for each in silent] == [True] * 100
