@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from kevip.dataplane.plane import RENEWAL
 from kevip.host import command
 from kevip.host.command import TIMEOUT, CommandError
-from sim.world import Process
+from sim.world import Killed, Process
 
 if TYPE_CHECKING:
     from sim.host import Host
@@ -80,6 +80,8 @@ class Tools:
         process, boot = self._host.world.running, self.boot
         if not process:
             raise RuntimeError(f"nobody runs {argv}")
+        if process.dead:  # it unwinds
+            raise Killed
         if behaviour == "fail":
             self.failed = self._host.world.now
             process.sleep(USUAL[name])
