@@ -1,4 +1,4 @@
-"""The model of ucarp in tests/sim is held to the real one: the same is done to both, and the same has to come of it."""
+"""The models of tests/sim are held to the programs: the same is done to both, and the same has to come of it."""
 
 import os
 import signal
@@ -8,21 +8,23 @@ from contextlib import closing
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import product
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 from lab.network import LAN, VIP, Network
+from sim import keepalived as keepalived_model
 from sim import loop as virtual
 from sim import network as sim_network
-from sim import ucarp as model
+from sim import ucarp as ucarp_model
 from sim.daemon import Simulated
 from sim.host import Host
 from sim.world import Process, World
 
-from kevip.election import ucarp as real
+from kevip.election import ucarp, vrrpd
 from kevip.election.carp import Advert, Group, Interval, build
 from kevip.election.packet import GROUP, PROTOCOL
-from kevip.election.ucarp import Candidacy, Hook, Message, key, understand
+from kevip.election.ucarp import Hook, Message, key, understand
 from kevip.host.wire import Wire, adverts
 from kevip.loop import Action, Loop, Readable
 
@@ -33,7 +35,10 @@ GENEROUS = 0.7
 """Seconds by which the real one may be earlier or later than the model of all seeds: hosts of tests are busy."""
 
 GOODBYE = Interval(4, 0)
-Ucarp = real.Ucarp | model.Ucarp
+Child = Any
+"""A real child or a model of one: what is alike in both is what is tried here."""
+
+Hears = dict[Readable | int, Callable[[], list[str]]]
 
 
 class Turning(Protocol):
@@ -46,57 +51,150 @@ class Turning(Protocol):
     def after(self, seconds: float, action: Action) -> None: ...  # noqa: D102
 
 
-class Watcher:
-    """Answers the hooks of ucarps at once, keeps their watchdogs calm, and takes down what they say and do."""
+class Engine(Protocol):
+    """What makes children, does things to them, and understands what they say."""
 
-    def __init__(self, loop: Turning, clock: Callable[[], float]) -> None:
+    def real(self, number: int) -> Child:
+        """Start the program, on the host of this number."""
+
+    def model(self, host: Host, number: int) -> Child:
+        """Start its model."""
+
+    def hears(self, child: Child) -> Hears:
+        """Return where a child says something, with what reads it, and answers."""
+
+    def signal(self, child: Child, what: signal.Signals) -> None:
+        """Send a signal to it."""
+
+
+class Ucarp:
+    """ucarp, whose hooks are answered at once."""
+
+    @staticmethod
+    def _candidacy(number: int) -> ucarp.Candidacy:
+        return ucarp.Candidacy(
+            vip=IPv4Address(VIP), vip_id=100, interface="eth0", source=IPv4Address(f"{LAN}.1{number}"),
+            password=PASSWORD, advbase=1, advskew=[0, 1, 20][number], dead_ratio=3, preempt=False, broadcast=False,
+        )  # fmt: skip
+
+    def real(self, number: int) -> Child:
+        """See ``Engine``."""
+        return ucarp.Ucarp(self._candidacy(number))
+
+    def model(self, host: Host, number: int) -> Child:
+        """See ``Engine``."""
+        return ucarp_model.Ucarp(host, self._candidacy(number))
+
+    def hears(self, child: Child) -> Hears:
+        """See ``Engine``."""
+        return {child.channel: partial(self._hooks, child), child.stderr: partial(self._lines, child)}
+
+    @staticmethod
+    def _hooks(child: Child) -> list[str]:
+        requests = child.requests()
+        for request in requests:
+            child.answer(request)
+        return [request.hook for request in requests]
+
+    @staticmethod
+    def _lines(child: Child) -> list[str]:
+        messages = [understand(line)[0] for line in child.lines()]
+        return [each for each in messages if each in {Message.MASTER, Message.BACKUP}]
+
+    def signal(self, child: Child, what: signal.Signals) -> None:
+        """See ``Engine``."""
+        if isinstance(child, ucarp.Ucarp):
+            os.kill(child.pid, what)
+        else:
+            {
+                signal.SIGKILL: partial(child.die, -what), signal.SIGSTOP: child.process.stop,
+                signal.SIGTERM: child.terminate,
+            }[what]()  # fmt: skip
+
+
+class Keepalived:
+    """keepalived, with adverts so often; SIGTERM and SIGKILL are for all of it, what stops it is for who elects."""
+
+    def __init__(self, interval: float, directory: Path) -> None:
+        self._interval, self._directory = interval, directory
+
+    def _arguments(self, number: int) -> tuple[vrrpd.Candidacy, Any, vrrpd.Home, int]:
+        run_dir = self._directory / str(number)
+        candidacy = vrrpd.Candidacy(
+            vip=IPv4Address(VIP), vip_id=100, interface="eth0", source=IPv4Address(f"{LAN}.1{number}"),
+            password=PASSWORD, interval=self._interval, priority=[0, 50, 10][number], dead_ratio=3, preempt=False,
+            realtime=False, run_dir=run_dir,
+        )  # fmt: skip
+        return candidacy, candidacy.group(), vrrpd.Home(run_dir, candidacy.vip), 100
+
+    def real(self, number: int) -> Child:
+        """See ``Engine``."""
+        return vrrpd.Keepalived(*self._arguments(number))
+
+    def model(self, host: Host, number: int) -> Child:
+        """See ``Engine``."""
+        return keepalived_model.Keepalived(host, *self._arguments(number))
+
+    def hears(self, child: Child) -> Hears:
+        """See ``Engine``."""
+        return {child.events: child.states, child.stderr: partial(self._lines, child)}
+
+    @staticmethod
+    def _lines(child: Child) -> list[str]:
+        child.lines()
+        return []
+
+    def signal(self, child: Child, what: signal.Signals) -> None:
+        """See ``Engine``."""
+        if what in {signal.SIGTERM, signal.SIGKILL}:
+            {signal.SIGTERM: child.kill, signal.SIGKILL: child.end}[what]()
+        elif isinstance(child, vrrpd.Keepalived):
+            os.kill(child.pids()[-1], what)
+        else:
+            {signal.SIGSTOP: child.process.stop, signal.SIGCONT: child.process.carry_on}[what]()
+
+
+class Watcher:
+    """Keeps the watchdogs of children calm, and takes down what they say and do."""
+
+    def __init__(self, engine: Engine, loop: Turning, clock: Callable[[], float]) -> None:
+        self.engine = engine
         self._loop, self._clock = loop, clock
         self._begin = clock()
-        self.ucarps: dict[int, Ucarp] = {}
+        self.children: dict[int, Child] = {}
         self.told: dict[int, list[tuple[str, float]]] = {1: [], 2: []}
 
-    def add(self, number: int, ucarp: Ucarp) -> None:
-        """Look after a ucarp."""
-        self.ucarps[number] = ucarp
-        self._loop.watch(ucarp.channel, partial(self._on_hook, number, ucarp))
-        self._loop.watch(ucarp.stderr, partial(self._on_lines, number, ucarp))
-        self._loop.watch(ucarp.pidfd, partial(self._on_end, number, ucarp))
-        self._beat(ucarp)
+    def add(self, number: int, child: Child) -> None:
+        """Look after a child."""
+        self.children[number] = child
+        hears = self.engine.hears(child)
+        for source, read in hears.items():
+            self._loop.watch(source, partial(self._on_words, number, read))
+        self._loop.watch(child.pidfd, partial(self._on_end, number, child, hears))
+        self._beat(child)
 
     def _tell(self, number: int, what: str) -> None:
         self.told[number].append((what, self._clock() - self._begin))
 
-    def _beat(self, ucarp: Ucarp) -> None:
-        ucarp.beat()
-        self._loop.after(1, partial(self._beat, ucarp))
+    def _beat(self, child: Child) -> None:
+        child.beat()
+        self._loop.after(1, partial(self._beat, child))
 
-    def _on_hook(self, number: int, ucarp: Ucarp) -> None:
-        for request in ucarp.requests():
-            self._tell(number, request.hook)
-            ucarp.answer(request)
+    def _on_words(self, number: int, read: Callable[[], list[str]]) -> None:
+        for each in read():
+            self._tell(number, each)
 
-    def _on_lines(self, number: int, ucarp: Ucarp) -> None:
-        for line in ucarp.lines():
-            message, _ = understand(line)
-            if message in {Message.MASTER, Message.BACKUP}:
-                self._tell(number, message)
-
-    def _on_end(self, number: int, ucarp: Ucarp) -> None:
-        self._on_lines(number, ucarp)
-        for source in (ucarp.channel, ucarp.stderr, ucarp.pidfd):
+    def _on_end(self, number: int, child: Child, hears: Hears) -> None:
+        for source, read in hears.items():
+            if source is not getattr(child, "channel", None):  # who would answer has ended
+                self._on_words(number, read)
             self._loop.forget(source)
-        self._tell(number, f"ended {ucarp.close()}")
-
-
-def candidacy(number: int) -> Candidacy:
-    return Candidacy(
-        vip=IPv4Address(VIP), vip_id=100, interface="eth0", source=IPv4Address(f"{LAN}.1{number}"), password=PASSWORD,
-        advbase=1, advskew=[0, 1, 20][number], dead_ratio=3, preempt=False, broadcast=False,
-    )  # fmt: skip
+        self._loop.forget(child.pidfd)
+        self._tell(number, f"ended {child.close()}")
 
 
 class Stage(Protocol):
-    """Two hosts on which ucarp runs."""
+    """Two hosts on which an engine runs."""
 
     watcher: Watcher
 
@@ -106,6 +204,8 @@ class Stage(Protocol):
 
     def signal(self, number: int, what: signal.Signals) -> None: ...  # noqa: D102
 
+    def rank(self, number: int, rank: int) -> None: ...  # noqa: D102
+
     def send(self, number: int, packet: bytes) -> None: ...  # noqa: D102
 
     def cut(self, *, on: bool) -> None: ...  # noqa: D102
@@ -114,12 +214,12 @@ class Stage(Protocol):
 
 
 class Lab:
-    """The real ucarp in namespaces."""
+    """The real one in namespaces."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, network: Network, engine: Engine) -> None:
+        self._network, self._engine = network, engine
         self._loop = Loop()
-        self.watcher = Watcher(self._loop, time.monotonic)
+        self.watcher = Watcher(engine, self._loop, time.monotonic)
 
     def run(self, seconds: float) -> None:
         """Turn for a while."""
@@ -132,13 +232,17 @@ class Lab:
         pass
 
     def start(self, number: int) -> None:
-        """Start a ucarp."""
+        """Start one."""
         with self._network.nodes[number - 1].entered():
-            self.watcher.add(number, real.Ucarp(candidacy(number)))
+            self.watcher.add(number, self._engine.real(number))
 
     def signal(self, number: int, what: signal.Signals) -> None:
         """Send a signal."""
-        os.kill(self.watcher.ucarps[number].pid, what)
+        self._engine.signal(self.watcher.children[number], what)
+
+    def rank(self, number: int, rank: int) -> None:
+        """Change what a host has more than its own priority."""
+        self.watcher.children[number].rerank(rank)
 
     def send(self, number: int, packet: bytes) -> None:
         """Send a packet from a host."""
@@ -158,21 +262,21 @@ class Lab:
 
     def close(self) -> None:
         """End all that runs."""
-        for ucarp in self.watcher.ucarps.values():
-            ucarp.kill()
-            ucarp.close()
+        for child in self.watcher.children.values():
+            self._engine.signal(child, signal.SIGKILL)
+            child.close()
         self._loop.close()
 
 
 class Model:
     """The model in virtual time."""
 
-    def __init__(self, seed: int) -> None:
-        self.world = World(seed)
+    def __init__(self, seed: int, engine: Engine) -> None:
+        self.world, self._engine = World(seed), engine
         self._network = sim_network.Network(self.world)
         self._hosts = [Host(self._network, number, Simulated) for number in (1, 2)]
         self._loop = virtual.Loop(Process(self.world, self._main))
-        self.watcher = Watcher(self._loop, lambda: self.world.now)
+        self.watcher = Watcher(engine, self._loop, lambda: self.world.now)
 
     def _main(self) -> None:
         while True:
@@ -183,19 +287,16 @@ class Model:
         self.world.run(seconds)
 
     def start(self, number: int) -> None:
-        """Start a ucarp."""
-        self.watcher.add(number, model.Ucarp(self._hosts[number - 1], candidacy(number)))
+        """Start one."""
+        self.watcher.add(number, self._engine.model(self._hosts[number - 1], number))
 
     def signal(self, number: int, what: signal.Signals) -> None:
         """Send a signal."""
-        [ucarp] = self._hosts[number - 1].engines
-        match what:
-            case signal.SIGKILL:
-                ucarp.die(-what)
-            case signal.SIGSTOP:
-                ucarp.process.stop()
-            case _:
-                ucarp.terminate()
+        self._engine.signal(self.watcher.children[number], what)
+
+    def rank(self, number: int, rank: int) -> None:
+        """Change what a host has more than its own priority."""
+        self.watcher.children[number].rerank(rank)
 
     def send(self, number: int, packet: bytes) -> None:
         """Send a packet from a host."""
@@ -209,7 +310,7 @@ class Model:
 
     def carrier(self, number: int, *, on: bool) -> None:
         """Pull a cable, or plug it."""
-        self._hosts[number - 1].carrier = on
+        self._hosts[number - 1].set_carrier(on=on)
 
 
 def starts_alone(stage: Stage) -> None:
@@ -264,6 +365,66 @@ def the_master_has_no_carrier(stage: Stage) -> None:
     stage.run(10)
 
 
+def the_master_ends(stage: Stage) -> None:
+    a_second_one_joins(stage)
+    stage.signal(1, signal.SIGTERM)
+    stage.run(3)
+
+
+def a_preferred_one_joins(stage: Stage) -> None:
+    stage.start(2)
+    stage.run(5)
+    stage.start(1)
+    stage.run(5)
+
+
+def the_master_falls_in_rank(stage: Stage) -> None:
+    a_second_one_joins(stage)
+    stage.rank(1, 0)
+    stage.run(5)
+    stage.rank(1, 200)
+    stage.run(5)
+
+
+def the_master_is_stopped(stage: Stage) -> None:
+    """Have another one take over, and go on."""
+    a_second_one_joins(stage)
+    stage.signal(1, signal.SIGSTOP)
+    stage.run(5)
+    stage.signal(1, signal.SIGCONT)
+    stage.run(2)
+
+
+def the_carrier_comes_back(stage: Stage) -> None:
+    a_second_one_joins(stage)
+    stage.carrier(1, on=False)
+    stage.run(5)
+    stage.carrier(1, on=True)
+    stage.run(5)
+
+
+def compare(network: Network, engine: Engine, situation: Callable[[Stage], None]) -> None:
+    """See the same events of each host in the same order, at a time at which the model has them with some seed.
+
+    What ucarp says comes by another way than what its hooks do: of one moment, either may be read first.
+    """
+    models = [Model(seed, engine) for seed in SEEDS]
+    for each in models:
+        situation(each)
+        each.world.close()
+    with closing(Lab(network, engine)) as lab:
+        situation(lab)
+        told = {number: list(events) for number, events in lab.watcher.told.items()}
+    for number, hooks in product(told, (True, False)):
+        events = of_kind(told[number], hooks=hooks)
+        wanted = [of_kind(each.watcher.told[number], hooks=hooks) for each in models]
+        for said in wanted:
+            assert [what for what, _ in said] == [what for what, _ in events]
+        for at, (what, seconds) in enumerate(events):
+            times = [said[at][1] for said in wanted]
+            assert min(times) - GENEROUS <= seconds <= max(times) + GENEROUS, f"{what} of host {number}"
+
+
 def of_kind(events: list[tuple[str, float]], *, hooks: bool) -> list[tuple[str, float]]:
     """Return what came from hooks, or what did not, in its order."""
     return [each for each in events if isinstance(each[0], Hook) is hooks]
@@ -282,22 +443,26 @@ def of_kind(events: list[tuple[str, float]], *, hooks: bool) -> list[tuple[str, 
     ],
 )
 def test_the_model_does_what_ucarp_does(network: Network, situation: Callable[[Stage], None]) -> None:
-    """The same events of each host in the same order, at a time at which the model, too, has them with some seed.
+    compare(network, Ucarp(), situation)
 
-    What it says comes by another way than what its hooks do: of one moment, either may be read first.
-    """
-    models = [Model(seed) for seed in SEEDS]
-    for each in models:
-        situation(each)
-        each.world.close()
-    with closing(Lab(network)) as lab:
-        situation(lab)
-        told = {number: list(events) for number, events in lab.watcher.told.items()}
-    for number, hooks in product(told, (True, False)):
-        events = of_kind(told[number], hooks=hooks)
-        wanted = [of_kind(each.watcher.told[number], hooks=hooks) for each in models]
-        for said in wanted:
-            assert [what for what, _ in said] == [what for what, _ in events]
-        for at, (what, seconds) in enumerate(events):
-            times = [said[at][1] for said in wanted]
-            assert min(times) - GENEROUS <= seconds <= max(times) + GENEROUS, f"{what} of host {number}"
+
+@pytest.mark.parametrize(
+    ("situation", "interval"),
+    [
+        (the_master_crashes, 0.1),
+        (the_master_crashes, 1),
+        (the_master_ends, 0.1),
+        (the_master_ends, 1),
+        (a_preferred_one_joins, 1),
+        (a_preferred_master_is_heard, 0.1),
+        (both_are_told_to_end, 1),
+        (the_master_falls_in_rank, 1),
+        (the_master_is_stopped, 0.1),
+        (the_carrier_comes_back, 1),
+    ],
+)
+def test_the_model_does_what_keepalived_does(
+    network: Network, tmp_path: Path, situation: Callable[[Stage], None], interval: float
+) -> None:
+    """With version 3 of VRRP, and with 2, whose interval is whole seconds."""
+    compare(network, Keepalived(interval, tmp_path), situation)

@@ -16,20 +16,20 @@ from sim.scenario import FOLDER, play
 Found = tuple[int, list[Failure]]
 
 
-def examine(hosts: int | None, seed: int) -> Found:
+def examine(hosts: int | None, engine: str, seed: int) -> Found:
     """Run the schedule of a seed; return it with what was wrong."""
-    return seed, failures(schedule(seed, hosts))
+    return seed, failures(schedule(seed, hosts, engine))
 
 
-def examine_all(seeds: range, hosts: int | None = None) -> Iterator[Found]:
+def examine_all(seeds: range, hosts: int | None, engine: str) -> Iterator[Found]:
     """Run many, on all processors."""
     with ProcessPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
-        yield from pool.map(partial(examine, hosts), seeds, chunksize=20)
+        yield from pool.map(partial(examine, hosts, engine), seeds, chunksize=20)
 
 
-def explain(seed: int, hosts: int | None) -> int:
+def explain(seed: int, hosts: int | None, engine: str) -> int:
     """Run one schedule, and print the shortest that shows what is wrong, as a scenario with its transcript."""
-    whole = schedule(seed, hosts)
+    whole = schedule(seed, hosts, engine)
     found = failures(whole)
     if not found:
         print(f"seed {seed}: all is well")
@@ -40,15 +40,16 @@ def explain(seed: int, hosts: int | None) -> int:
     return 1
 
 
-def examine_many(first: int, number: int, hosts: int | None) -> int:
+def examine_many(first: int, number: int, hosts: int | None, engine: str) -> int:
     """Run many schedules; print how many failed in which way, and the first of each."""
     kinds, firsts = Counter[str](), dict[str, int]()
-    for seed, found in examine_all(range(first, first + number), hosts):
+    more = (f" --hosts {hosts}" if hosts else "") + (f" --engine {engine}" if engine != "ucarp" else "")
+    for seed, found in examine_all(range(first, first + number), hosts, engine):
         for failure in found:
             kinds[failure.checker] += 1
             firsts.setdefault(failure.checker, seed)
     for kind, times in kinds.most_common():
-        print(f"{times:5} {kind}: script/simulate --seed {firsts[kind]}{f' --hosts {hosts}' if hosts else ''}")
+        print(f"{times:5} {kind}: script/simulate --seed {firsts[kind]}{more}")
     print(f"{number} seeds, {sum(kinds.values())} failures")
     return 1 if kinds else 0
 
@@ -72,6 +73,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many schedules to run (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of their seeds (%(default)s)")
     parser.add_argument("--hosts", type=int, help="how many hosts; 3 or 5 by chance")
+    parser.add_argument("--engine", choices=["ucarp", "keepalived"], default="ucarp", help="what elects (%(default)s)")
     parser.add_argument(
         "--rewrite", action="store_true", help="write the scenarios' transcripts anew; all, or those named"
     )
@@ -79,8 +81,8 @@ def main() -> int:
     if given.scenarios or given.rewrite:
         return replay(given.scenarios, rewrite=given.rewrite)
     if given.seed is not None:
-        return explain(given.seed, given.hosts)
-    return examine_many(given.first, given.seeds, given.hosts)
+        return explain(given.seed, given.hosts, given.engine)
+    return examine_many(given.first, given.seeds, given.hosts, given.engine)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ _REPAIR = 5.0
 _CHEAP, _RARELY = 0.05, 100 * BESIDE
 """Seconds that a look at the rules may take without a rest after it, and that such a rest may last."""
 
+_BARE = 6.0
+"""Seconds for which an engine that waits for nobody may advertise what is not held: a takeover has 4, a watchdog 5."""
+
+_PAUSE = 1.5
+"""Seconds without an advert after which one is the first of a new reign."""
+
 _JOINING = 20.0
 """Seconds after which a host that said nothing else has to stand for election again."""
 
@@ -100,7 +106,7 @@ class RulesFirst(Checker):
 
 
 class HeldIfAdvertised(Checker):
-    """Nobody advertises, as master, what he does not hold.
+    """Nobody advertises, as master, what he does not hold; who waits for nobody is told to end before long.
 
     The watchdog sees to that where the daemon hangs; where both are gone, the daemon does, a moment after it is back.
     """
@@ -110,24 +116,33 @@ class HeldIfAdvertised(Checker):
     def __init__(self, course: "Course") -> None:
         super().__init__(course)
         self._astray: dict[str, float] = {}
+        self._spans: dict[str, tuple[float, float]] = {}
 
     def looked(self) -> None:
         self._astray |= {host.name: self.now for host in self.course.hosts if host.is_astray}
 
     def noted(self, note: Note, host: "Host") -> None:
+        if host.holds or note.event == "vip.held":
+            self._spans.pop(host.name, None)
         repaired = max(host.deleted + _REPAIR, self._astray.get(host.name, 0.0) + _MOMENT)
-        if note.event == "ucarp.advert" and not host.holds and self.now > repaired and not host.is_astray:
+        if not note.event.endswith(".advert") or host.holds or self.now <= repaired or host.is_astray:
+            return
+        begin, last = self._spans.get(host.name, (self.now, self.now))
+        if self.now - last > _PAUSE:
+            begin = self.now
+        self._spans[host.name] = begin, self.now
+        if note.event == "ucarp.advert" or self.now - begin > _BARE + 2 * host.node.slowness:
             self.fail(f"{note.host} advertises without the VIP")
 
 
 class OneEngine(Checker):
-    """A host has one ucarp at most."""
+    """A host has one engine at most."""
 
     name = "one engine"
 
     def noted(self, note: Note, host: "Host") -> None:
         if len(host.engines) > 1:
-            self.fail(f"{note.host} has {len(host.engines)} ucarps")
+            self.fail(f"{note.host} has {len(host.engines)} engines")
 
 
 class Standing(Checker):
@@ -224,8 +239,8 @@ class Stop(Checker):
 class TwoHolders(Checker):
     """Two live holders that hear each other agree soon on one; a slow one by the third turn of its loop.
 
-    In the first it hears of the other, and ends its ucarp; in the second that has ended; in the third it lets go. Where
-    no program removes the address, because ``ip`` is of no use, the kernel does, when the lease ends that there is.
+    In the first it hears of the other, and ends its engine; in the second that has ended; in the third it lets go.
+    Where no program removes the address, because ``ip`` is of no use, the kernel does, when the lease ends.
     """
 
     name = "two holders"
@@ -290,7 +305,7 @@ class NothingLeft(Checker):
         left = {
             "the VIP": host.holds and begun,
             "rules": bool(host.tools.tables) and begun and not (failed and status),
-            "a ucarp": bool(host.engines),
+            "an engine": bool(host.engines),
         }
         if found := [what for what, is_left in left.items() if is_left]:
             self.fail(f"{' and '.join(found)} on {host.name} after a stop")

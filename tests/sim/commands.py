@@ -59,7 +59,10 @@ def _hosts(course: Course, text: str) -> list[Host]:
 
 
 def _hosts_are(course: Course, words: Words) -> None:
-    """``hosts 3 advskew=1,9 check``: make them, with settings of kevip's, and start kevip on each."""
+    """``hosts 3 advskew=1,9 check``: make them, with settings of kevip's, and start kevip on each.
+
+    With ``engine=keepalived``, a skew of 1 is the highest of its priorities.
+    """
     number = int(words[0])
     course.add(number)
     settings = {name: value for name, _, value in (word.partition("=") for word in words[1:])}
@@ -67,8 +70,14 @@ def _hosts_are(course: Course, words: Words) -> None:
         host.settings["advskew"] = 1 + 10 * at % 250
         for name, value in settings.items():
             values = value.split(",")
-            host.settings[name] = not value or int(values[min(at, len(values) - 1)])
+            host.settings[name] = not value or _value(values[min(at, len(values) - 1)])
         host.node.start()
+
+
+def _value(text: str) -> float | str:
+    if text.isdigit():
+        return int(text)
+    return float(text) if text.replace(".", "").isdigit() else text
 
 
 def _cut(course: Course, words: Words) -> None:
@@ -119,12 +128,14 @@ def _start(host: Host, _words: Words) -> None:
 
 
 def _signal(number: signal.Signals, host: Host, words: Words) -> None:
-    """Send a signal to kevip, or to its ucarp, or end the watchdog of that."""
+    """Send a signal to kevip, or to its engine, or end the watchdog of that, or the parent that it has."""
     if not words:
         host.node.send(number)
     for engine in tuple(host.engines) if words else ():
         if words == ["watchdog"]:
             engine.lose_watchdog()
+        elif words == ["parent"]:
+            engine.lose_parent()
         elif number == signal.SIGKILL:
             engine.die(-number)
         elif number == signal.SIGSTOP:
@@ -134,6 +145,8 @@ def _signal(number: signal.Signals, host: Host, words: Words) -> None:
 
 
 def _crash(host: Host, _words: Words) -> None:
+    for engine in tuple(host.engines):
+        engine.die(-signal.SIGKILL)
     host.node.send(signal.SIGKILL)
     host.tools.boot += 1
     host.tools.tables.clear()
@@ -157,6 +170,10 @@ def _tools(host: Host, words: Words) -> None:
 def _target(host: Host, words: Words) -> None:
     """``target n1 gone``: no answer; ``target n1 refused``: one at once; ``target n1 back``."""
     host.target, host.refused = {"back": (True, False), "gone": (False, False), "refused": (False, True)}[words[0]]
+
+
+def _carrier(host: Host, words: Words) -> None:
+    host.set_carrier(on={"on": True, "off": False}[words[0]])
 
 
 def _turn(name: str, host: Host, words: Words) -> None:
@@ -184,7 +201,7 @@ _HOST: dict[str, Callable[[Host, Words], None]] = {
     "thaw": partial(_signal, signal.SIGCONT),
     "crash": _crash,
     "link": _link,
-    "carrier": partial(_turn, "carrier"),
+    "carrier": _carrier,
     "route": partial(_turn, "route"),
     "target": _target,
     "forwarding": partial(_turn, "forwarding"),

@@ -14,9 +14,9 @@ from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
 from kevip.dataplane.ruleset import Ruleset
-from kevip.election import adverts, standing
+from kevip.election import adverts, keepalived, standing, ucarp, vrrpd
 from kevip.election.engine import Engine
-from kevip.election.ucarp import Candidacy
+from kevip.election.vrrpd import RANKS
 from kevip.errors import KevipError
 from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
@@ -29,11 +29,14 @@ from kevip.sync import handoff
 from kevip.sync.handoff import Handoff
 from sim.beside import Beside, Lock
 from sim.host import TARGET, VIP, Host, Prober
+from sim.keepalived import Keepalived
 from sim.loop import Loop
 from sim.network import Network, Wire
 from sim.ucarp import Ucarp
 
-_PASSWORD = "correct horse"  # noqa: S105 - for the simulation alone
+_PASSWORD, _SHORT = "correct horse", "horse"
+"""For the simulation alone; to derive what version 2 of VRRP sends for a long one takes 50 ms."""
+
 _IMPORTS, _PREFLIGHT = 0.2, 0.1
 """Seconds from exec to the first line of our own, and for the look at the host."""
 
@@ -41,7 +44,7 @@ _CHECK = {"check_interval": 5, "check_fall": 3, "check_rise": 2}
 
 
 class Simulated:
-    """A ``kevip.daemon.Daemon`` on a host, with ucarp for its engine."""
+    """A ``kevip.daemon.Daemon`` on a host."""
 
     def __init__(self, host: Host, loop: Loop) -> None:
         self.host, self.loop = host, loop
@@ -69,10 +72,12 @@ class Simulated:
                 return error.status
         return 0
 
-    def engine(self, given: Mapping[str, Any], told: reporter.Reporter, daemon: Daemon) -> Engine:
+    def engine(self, given: dict[str, Any], told: reporter.Reporter, daemon: Daemon) -> Engine:
         """Return the engine."""
-        candidacy = _candidacy(self.host, given)
-        return standing.UcarpEngine(candidacy, self.loop, told, daemon.tell, _locate)  # type: ignore[arg-type]
+        rest: Any = self.loop, told, daemon.tell, _locate
+        if given.pop("engine", "ucarp") == "keepalived":
+            return keepalived.KeepalivedEngine(candidacy_of_vrrp(self.host, given), *rest)
+        return standing.UcarpEngine(_carp(self.host, given), *rest)
 
     def _attach(self, daemon: Daemon) -> None:
         host, loop = self.host, self.loop
@@ -110,10 +115,19 @@ class Simulated:
         )
 
 
-def _candidacy(host: Host, given: Mapping[str, int | bool]) -> Candidacy:
+def _carp(host: Host, given: Mapping[str, Any]) -> ucarp.Candidacy:
     settings: Any = {"vip_id": int(VIP) & 0xFF, "advbase": 1, "dead_ratio": 3, "preempt": False, "broadcast": False}
-    return Candidacy(
+    return ucarp.Candidacy(
         vip=VIP, interface=host.interface, source=host.address, password=_PASSWORD, **(settings | given)
+    )  # fmt: skip
+
+
+def candidacy_of_vrrp(host: Host, given: Mapping[str, Any]) -> vrrpd.Candidacy:
+    """Return what a host stands for election with by keepalived."""
+    return vrrpd.Candidacy(
+        vip=VIP, vip_id=int(VIP) & 0xFF, interface=host.interface, source=host.address, password=_SHORT,
+        interval=given.get("interval", 0.1), priority=max(RANKS[0], RANKS[1] + 1 - given["advskew"]), dead_ratio=3,
+        preempt=given.get("preempt", False), realtime=True, run_dir=Path("/nonexistent"),
     )  # fmt: skip
 
 
@@ -228,6 +242,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         },
         reporter: {"logger": lambda **_: _Log(here())},
         standing: {"Ucarp": on(Ucarp)},
+        keepalived: {"Keepalived": on(Keepalived)},
         systemd: {"notify": lambda *_: None},
     }  # fmt: skip
 

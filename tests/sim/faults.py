@@ -20,6 +20,9 @@ _COMMON, _ALONE = 0.1, 0.5
 _CALM = 12.0
 """Seconds that are looked at when all should be well again."""
 
+_INTERVALS = (0.1, 0.1, 0.5, 1)
+"""Seconds between adverts of keepalived: its default, that of who may not be a real-time process, and of version 2."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -118,40 +121,46 @@ def _renumber(_random: Random, name: str, _names: Sequence[str]) -> tuple[str, s
     return f"renumber {name} 10.77.0.9{name[1:]}", ""
 
 
-_KINDS: tuple[tuple[int, _Make], ...] = (
-    (3, _simple("kill {}", "start {}")),
-    (3, _simple("crash {}", "start {}")),
-    (3, _simple("stop {}", "start {}")),
-    (3, _simple("freeze {}", "thaw {}")),
-    (3, _simple("kill {} ucarp")),
-    (2, _simple("freeze {} ucarp", "thaw {} ucarp")),
-    (1, _simple("kill {} watchdog")),
-    (4, _cut),
-    (3, _simple("carrier {} off", "carrier {} on")),
-    (2, _simple("link {} down", "link {} up")),
-    (1, _simple("link {} gone", "link {} up")),
-    (3, _network),
-    (4, _tools),
-    (2, _starve),
-    (2, _simple("route {} gone", "route {} back")),
-    (1, _simple("target {} gone", "target {} back")),
-    (1, _simple("route all gone", "route all back")),
-    (1, _simple("target all gone", "target all back")),
-    (1, _simple("flush {}")),
-    (1, _simple("delete {}")),
-    (1, _simple("forwarding {} off")),
-    (1, _clock),
-    (1, _renumber),
-)
+def _kinds(engine: str) -> list[tuple[int, _Make]]:
+    """Return the faults, each with how often it comes."""
+    return [
+        (3, _simple("kill {}", "start {}")),
+        (3, _simple("crash {}", "start {}")),
+        (3, _simple("stop {}", "start {}")),
+        (3, _simple("freeze {}", "thaw {}")),
+        (3, _simple(f"kill {{}} {engine}")),
+        (2, _simple(f"freeze {{}} {engine}", f"thaw {{}} {engine}")),
+        (1, _simple("kill {} watchdog")),
+        (4, _cut),
+        (3, _simple("carrier {} off", "carrier {} on")),
+        (2, _simple("link {} down", "link {} up")),
+        (1, _simple("link {} gone", "link {} up")),
+        (3, _network),
+        (4, _tools),
+        (2, _starve),
+        (2, _simple("route {} gone", "route {} back")),
+        (1, _simple("target {} gone", "target {} back")),
+        (1, _simple("route all gone", "route all back")),
+        (1, _simple("target all gone", "target all back")),
+        (1, _simple("flush {}")),
+        (1, _simple("delete {}")),
+        (1, _simple("forwarding {} off")),
+        (1, _clock),
+        (1, _renumber),
+        *([(2, _simple("kill {} parent"))] if engine == "keepalived" else []),
+    ]
 
 
-def schedule(seed: int, hosts: int | None = None) -> Schedule:
+def schedule(seed: int, hosts: int | None = None, engine: str = "ucarp") -> Schedule:
     """Return the schedule of a seed: misfortunes that come alone, that follow each other, or one that all suffer."""
     random = Random(seed)
     names = [f"n{each}" for each in range(1, 1 + (hosts or random.choice([3, 3, 5])))]
     skews = [random.randint(1, 25) for _ in names]
     switches = [word for word, chance in (("check", 0.4), ("preempt", 0.1)) if random.random() < chance]
     start = " ".join(["hosts", str(len(names)), f"advskew={','.join(map(str, skews))}", *switches])
+    if engine != "ucarp":
+        start += f" engine={engine} interval={random.choice(_INTERVALS)}"
+    kinds = _kinds(engine)
     if random.random() < _COMMON:
         what = random.choice(["route", "target"])
         end = round(_WARM + random.uniform(20, 150), 2)
@@ -160,15 +169,15 @@ def schedule(seed: int, hosts: int | None = None) -> Schedule:
     victims, earliest = [*names, first, first], random.choices([_WARM, 0.0], [6, 1])[0]
     name, begin, faults = random.choice(victims), random.uniform(earliest, _LATEST), list[Fault]()
     for _ in range(random.randint(1, 7)):
-        faults.append(_fault(random, name, names, begin))
+        faults.append(_fault(random, kinds, name, names, begin))
         begin += random.uniform(0, 3)
         if random.random() < _ALONE:
             name, begin = random.choice(victims), random.uniform(earliest, _LATEST)
     return Schedule(seed, start, tuple(sorted(faults, key=lambda fault: fault.begin)))
 
 
-def _fault(random: Random, name: str, names: Sequence[str], begin: float) -> Fault:
-    [(_, make)] = random.choices(_KINDS, [weight for weight, _ in _KINDS])
+def _fault(random: Random, kinds: Sequence[tuple[int, _Make]], name: str, names: Sequence[str], begin: float) -> Fault:
+    [(_, make)] = random.choices(kinds, [weight for weight, _ in kinds])
     does, undoes = make(random, name, names)
     end = begin + random.choice([0.5, 3, 8, 20]) * random.uniform(0.5, 1.5)
     return Fault(round(begin, 2), round(end, 2), does, undoes)

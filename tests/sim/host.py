@@ -6,22 +6,19 @@ from functools import partial
 from ipaddress import IPv4Address
 from itertools import count
 from math import inf
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from kevip.health.ask import Answer
+from sim.child import Child
 from sim.loop import COST, Loop
 from sim.network import Network, Wire
-from sim.tools import Tools
-from sim.ucarp import Ucarp
+from sim.tools import SLOW, Tools
 from sim.world import Process, Source
 
 VIP = IPv4Address("10.77.0.100")
 TARGET = IPv4Address("203.0.113.10")
 
 Link = Literal["up", "down", "gone"]
-
-_SLOW = 1.0
-"""Seconds of a program, or of a turn, from which a host is not well."""
 
 _PATIENCE = 3.0
 """Seconds after which a question to TARGET without an answer has failed."""
@@ -60,9 +57,9 @@ class Host:
         self.lease: float | None = None
         self.deleted = -inf
         self.tools = Tools(self)
-        self.settings: dict[str, int | bool] = {}
+        self.settings: dict[str, Any] = {}
         self.wires: list[Wire] = []
-        self.engines: list[Ucarp] = []
+        self.engines: list[Child] = []
         self.node = Node(self, kevip)
         self._pids = count(100 * number)
         network.hosts[self.name] = self
@@ -85,13 +82,19 @@ class Host:
     def set_link(self, link: Link) -> None:
         """Set the interface up or down, delete it, or make it again; the kernel tells those who have it open."""
         self.link = link
-        if link == "up":
-            return
-        for engine in tuple(self.engines):
-            engine.hang_up()
+        self._tell_link()
         if link == "gone":
             self.wires.clear()
             self.drop()
+
+    def set_carrier(self, *, on: bool) -> None:
+        """Pull the cable, or plug it."""
+        self.carrier = on
+        self._tell_link()
+
+    def _tell_link(self) -> None:
+        for engine in tuple(self.engines):
+            engine.see_link()
 
     def hear(self, frame: bytes, *, outgoing: bool = False) -> None:
         """Give a frame to all who listen, and answer it if it asks for an address that is here."""
@@ -131,15 +134,14 @@ class Host:
 
     @property
     def is_astray(self) -> bool:
-        """Whether its ucarp does as it likes: the daemon hangs, and the watchdog that would end ucarp then is gone."""
+        """Whether its engine does as it likes: the daemon hangs, and the watchdog that would end it then is gone."""
         hangs = self.node.is_frozen or not self.is_well
         return hangs and any(not engine.is_guarded for engine in self.engines)
 
     @property
     def is_well(self) -> bool:
         """Whether programs and processor are as they should be."""
-        behaviours = self.tools.behaviour.values()
-        return self.node.slowness < _SLOW and all(isinstance(each, float) and each < _SLOW for each in behaviours)
+        return self.node.slowness < SLOW and self.tools.are_well
 
     def reaches_target(self) -> bool:
         """Whether this host gets an answer of TARGET."""
@@ -234,9 +236,9 @@ class Node:
             self._end(-number)
 
     def _end(self, status: int) -> None:
-        """End the process, and with it, by the kernel's doing, its ucarps and sockets."""
+        """End the process, and with it, by the kernel's doing, its engines and sockets."""
         for engine in tuple(self._host.engines):
-            engine.die(-signal.SIGKILL)
+            engine.lose_parent()
         self._host.wires.clear()
         self._host.note("daemon.ended", status=status)
         self._threads("kill")

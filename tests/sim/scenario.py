@@ -15,7 +15,10 @@ from sim.world import Note
 FOLDER = Path(__file__).parent / "scenarios"
 
 _MARK = "# fails today"
-_UNTOLD = {"ucarp.advert", "daemon.started", "fault.stop", "release.done", "election.master", "election.backup"}
+_UNTOLD = {
+    "ucarp.advert", "keepalived.advert", "daemon.started", "fault.stop", "release.done", "election.master",
+    "election.backup",
+}  # fmt: skip
 """Events that say what others say too."""
 
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from kevip.election.ucarp import Candidacy
+from kevip.election.vrrpd import Home
 from sim.checkers import CHECKERS, Checker
 from sim.commands import do
 from sim.course import Course, course
+from sim.daemon import candidacy_of_vrrp
 from sim.host import VIP, Host
+from sim.keepalived import Keepalived
 from sim.loop import Loop
 from sim.ucarp import Ucarp
 
@@ -189,9 +192,33 @@ def test_who_cannot_remove_the_vip_may_keep_it_until_its_lease_ends() -> None:
         assert "two holders" in [each.checker for each in made.failures]
 
 
-def test_the_calm_of_today_is_seen_as_one() -> None:
+def test_a_keepalived_that_goes_on_to_advertise_what_is_not_held_is_seen() -> None:
+    """It waits for nobody, so that it may do so for a moment."""
+    with course(1, Puppet) as made:
+        do(made, "hosts 2")
+        made.world.run(1)
+        host, loop, process = made.hosts[0], made.hosts[0].node.loop, made.hosts[0].node.process
+        assert loop
+        assert process
+        candidacy = candidacy_of_vrrp(host, host.settings)
+        keepalived = Keepalived(host, candidacy, candidacy.group(), Home(candidacy.run_dir, VIP), 0)
+
+        def beat() -> None:
+            keepalived.beat()
+            loop.after(1, beat)
+
+        loop.after(0, beat)
+        process.wake()
+        made.world.run(5)
+        assert "held if advertised" not in [each.checker for each in made.failures]
+        made.world.run(5)
+    assert "held if advertised" in [each.checker for each in made.failures]
+
+
+@pytest.mark.parametrize("engine", ["ucarp", "keepalived"])
+def test_the_calm_of_today_is_seen_as_one(engine: str) -> None:
     with course(1) as made:
-        for line in ("hosts 3", "run 60s"):
+        for line in (f"hosts 3 engine={engine}", "run 60s"):
             do(made, line)
     assert made.failures == []
 

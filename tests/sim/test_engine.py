@@ -1,6 +1,6 @@
 """Another engine than ucarp, of a few lines: whatever elects, the core and the daemon do the same."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -101,7 +101,7 @@ class Queue:
 class Queued(Simulated):
     """A daemon with that engine."""
 
-    def engine(self, given: Mapping[str, Any], told: Reporter, daemon: Daemon) -> Queue:
+    def engine(self, given: dict[str, Any], told: Reporter, daemon: Daemon) -> Queue:
         """Return the engine."""
         del given, told
         return Queue(self.host, daemon)

@@ -19,6 +19,9 @@ Behaviour = float | Literal["fail", "hang"]
 USUAL: dict[str, float] = {"ip": 0.0015, "save": 0.003, "restore": 0.003, "conntrack": 0.0015}
 """Seconds that each program takes."""
 
+SLOW = 1.0
+"""Seconds of a program, or of a turn, from which a host is not well."""
+
 _FOREVER = 2**32 - 1
 _SHORT = 0.1
 """Seconds of a program that nobody kills meanwhile."""
@@ -58,6 +61,11 @@ class Tools:
         self.boot = 1
 
     @property
+    def are_well(self) -> bool:
+        """Whether none of them fails, hangs or is slow."""
+        return all(isinstance(each, float) and each < SLOW for each in self.behaviour.values())
+
+    @property
     def has_rules(self) -> bool:
         """Whether all tables have rules of ours."""
         return all(any(line.startswith("-A") for line in self.tables.get(table, [])) for table in _TABLES)
@@ -77,11 +85,7 @@ class Tools:
         """Run a program as the process that runs now, which waits for it; raises CommandError."""
         name = _NAMES[argv[0]]
         behaviour = self.behaviour.get(name, USUAL[name])
-        process, boot = self._host.world.running, self.boot
-        if not process:
-            raise RuntimeError(f"nobody runs {argv}")
-        if process.dead:  # it unwinds
-            raise Killed
+        process, boot = self._parent(argv), self.boot
         if behaviour == "fail":
             self.failed = self._host.world.now
             process.sleep(USUAL[name])
@@ -109,6 +113,15 @@ class Tools:
         if isinstance(done[0], CommandError):
             raise done[0]
         return done[0]
+
+    def _parent(self, argv: Sequence[str]) -> Process:
+        """Return the process that runs now; one that was killed, and unwinds, runs nothing any more."""
+        process = self._host.world.running
+        if not process:
+            raise RuntimeError(f"nobody runs {argv}")
+        if process.dead:
+            raise Killed
+        return process
 
     def _done(self, argv: Sequence[str], stdin: str, boot: int) -> str | CommandError:
         try:

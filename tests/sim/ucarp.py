@@ -1,6 +1,5 @@
-"""A model of ucarp 1.5.2, along its carp.c, and of the watchdog: a drop-in for ``kevip.election.ucarp.Ucarp``."""
+"""A model of ucarp 1.5.2, along its carp.c: a drop-in for ``kevip.election.ucarp.Ucarp``."""
 
-import signal
 from collections import deque
 from functools import partial
 from itertools import count
@@ -12,6 +11,7 @@ from kevip.election.packet import PROTOCOL, BadAdvertError
 from kevip.election.ucarp import Candidacy, Hook, Request, key
 from kevip.host import arp
 from kevip.host.wire import BROADCAST
+from sim.child import Child
 from sim.world import Process, Source
 
 if TYPE_CHECKING:
@@ -26,57 +26,24 @@ _CAPTURE = 1.004
 _DEAF = 10.0
 """Seconds between looks at the carrier, without one; it does nothing else meanwhile."""
 
-_WATCH = 5.0
-"""Seconds without a beat after which the watchdog ends ucarp."""
-
 _MULTICAST_MAC, _CARP_MAC = bytes.fromhex("01005e000012"), bytes.fromhex("00005e0000")
 
 
-class Ucarp:
-    """A ucarp child of a host's daemon, from fork to close, with its watchdog."""
+class Ucarp(Child):
+    """A ucarp of a host's daemon."""
 
     program = "ucarp"
 
     def __init__(self, host: "Host", candidacy: Candidacy) -> None:
-        self._host, self._world = host, host.world
-        self.pid = host.pid()
-        self.channel, self._errors, self._end = (Source(self._world) for _ in range(3))
-        self.stderr, self.pidfd = self._errors.fileno(), self._end.fileno()
-        self.guard()
-        self.killed = False
-        self.status: int | None = None
-        self._beaten = self._world.now
+        super().__init__(host)
+        self.channel = Source(self._world)
         self._requests: list[Request] = []
-        self._lines: list[str] = []
         self._tokens = count(1)
         self._token = ""
         self._carp = _Carp(host, candidacy, self)
         self.process = self._carp.process
-        host.engines.append(self)
-        host.note("ucarp.started")
-        self._world.after(_WATCH, self._watch)
 
     # What the daemon does
-
-    def beat(self) -> None:
-        """Tell the watchdog that the daemon is well."""
-        self._beaten = self._world.now
-
-    def guard(self) -> None:
-        """Have a watchdog."""
-        self._barks = Source(self._world)
-        self.watchdog = self._barks.fileno()
-        self._watchdog = True
-
-    @property
-    def is_guarded(self) -> bool:
-        """Whether its watchdog lives."""
-        return self._watchdog
-
-    def guard_anew(self) -> None:
-        """Have another one."""
-        self.guard()
-        self._world.after(_WATCH, self._watch)
 
     def requests(self) -> list[Request]:
         """Return what hooks have asked for."""
@@ -90,68 +57,22 @@ class Ucarp:
             self._token = ""
             self.process.wake(_HOOK)
 
-    def lines(self) -> list[str]:
-        """Return what ucarp has written."""
-        self._errors.clear()
-        lines, self._lines = self._lines, []
-        return lines
-
-    def is_frozen(self) -> bool:
-        """Whether ucarp was stopped."""
-        return self.process.stopped
-
     def terminate(self) -> None:
         """Ask ucarp to end."""
         self._carp.terminate()
 
-    def kill(self) -> None:
-        """End ucarp at once."""
-        self.killed = True
-        self.die(-signal.SIGKILL)
-
-    def close(self) -> int:
-        """Return the exit status of a ucarp that has ended."""
-        self._watchdog = False
-        return self.status or 0
-
     # What happens to it
-
-    def die(self, status: int) -> None:
-        """End, by a signal or by itself."""
-        if self.status is None:
-            self.status = status
-            self.process.kill()
-            self._host.engines.remove(self)
-            self._host.note("ucarp.ended", status=status)
-            self._end.set()
-
-    def lose_watchdog(self) -> None:
-        """Have nobody who ends this if the daemon hangs."""
-        self._watchdog = False
-        self._barks.set()
-
-    def _watch(self) -> None:
-        if not self._watchdog or self.status is not None:
-            return
-        if self._world.now >= self._beaten + _WATCH:
-            self.die(-signal.SIGKILL)
-        else:
-            self._world.at(self._beaten + _WATCH, self._watch)
 
     def take(self, frame: bytes) -> None:
         """Get a frame."""
         self._carp.capture(frame)
 
-    def hang_up(self) -> None:
-        """See that the interface went down, or is gone."""
-        self._carp.hang_up()
+    def see_link(self) -> None:
+        """See that the interface went down, or is gone; of a carrier it is told nothing."""
+        if self._host.link != "up":
+            self._carp.hang_up()
 
     # What its process does
-
-    def say(self, text: str) -> None:
-        """Write a line to stderr."""
-        self._lines.append(f"ucarp: {text}")
-        self._errors.set()
 
     def ask(self, hook: Hook) -> None:
         """Run a hook, and wait for the daemon's answer."""
