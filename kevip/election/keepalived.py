@@ -38,6 +38,7 @@ class KeepalivedEngine:
         self._home = Home(candidacy.run_dir, candidacy.vip)
         self._group = candidacy.group()
         self.segment = Rivals(self._group, candidacy.patience, loop, teller, tell)
+        self.segment.untold = self._on_untold
         wait = (1 if candidacy.version == 2 else candidacy.interval) + FOLLOWED  # noqa: PLR2004 - it counts in seconds
         self.traits = Traits(
             interval=candidacy.interval,
@@ -63,6 +64,7 @@ class KeepalivedEngine:
         """See ``Engine``."""
         self._run, self._fit, self._is_master = run, fit, False
         self.segment.serves, self._ends = False, Reason.ENGINE
+        self.segment.reign(begins=False)
         try:
             place = self.locate()
             interface.require_carrier(place.interface)
@@ -108,7 +110,7 @@ class KeepalivedEngine:
 
     def end(self, reason: Reason = Reason.ENGINE) -> None:
         """See ``Engine``; a master says goodbye by that. The reason is told when it has ended."""
-        self.segment.advertised = None
+        self.segment.reign(begins=False)
         if self._child:
             self._ends = reason
             self._child.kill()
@@ -159,16 +161,23 @@ class KeepalivedEngine:
     def _be_master(self) -> None:
         self._log.info("election.master")
         self._is_master = self.segment.serves = True
-        self.segment.advertised = self.loop.now()
+        self.segment.reign(begins=True)
         self._care.expect_adverts()
         self.rerank_if_settled()
         self._tell(Elected(self._run))
 
     def _be_backup(self) -> None:
         self._log.info("election.backup")
-        self._is_master, self.segment.advertised = False, None
+        self._is_master = False
+        self.segment.reign(begins=False)
         self.rerank_if_settled()
         self._tell(Demoted(self._run))
+
+    def _on_untold(self) -> None:
+        if self._child and not self._child.killed:
+            hint = "it advertises, and has not said that it is master: its FIFO was full, say; it is ended"
+            self._log.error("keepalived.untold", hint=hint)
+            self.end()
 
     def _on_lines(self, child: Keepalived) -> None:
         for line in child.lines():
@@ -181,7 +190,8 @@ class KeepalivedEngine:
         for source in (child.events, child.stderr, child.pidfd):
             self.loop.forget(source)
         status = child.close()
-        self._child = self.segment.advertised = None
+        self._child = None
+        self.segment.reign(begins=False)
         if not child.killed:
             hint = hint_at_end(status) or f"its last words: {'; '.join(child.last) or 'none'}"
             self._log.error("keepalived.exited", status=status, hint=hint)

@@ -17,10 +17,11 @@ from kevip.election.vrrp import LEAVES, Advert, Group, build, parse
 from kevip.host.arp import Neighbours
 from kevip.host.interface import Placement
 from kevip.host.wire import payload
-from kevip.loop import Loop
+from kevip.loop import Action, Loop
 
 _MANY = 64  # hosts to remember, those heard last: an advert with a forged source passes for one
 _ASK = 0.05  # seconds between questions who has the VIP, at least
+_UNTOLD = 0.5  # seconds for which this host may advertise before keepalived has said that it is master
 _SURELY = 0.9  # of the time after which keepalived takes a master for dead: heard since, it cannot have done so
 _MAC = slice(6, 12)  # of the sender, in an Ethernet frame
 _HINTS = {
@@ -52,13 +53,15 @@ class Rivals:
     """Tells Heard, of hosts that serve. ``advertised`` is when this host, as master, last did, else None.
 
     ``patience`` is how long keepalived waits for an advert of one that has our interval; ``priority`` is its own.
-    ``serves`` says that this host does: then another one that advertises has to show it.
+    ``serves`` says that this host does: then another one that advertises has to show it. ``untold`` is
+    called where this host advertises for a while, and keepalived has not said that it is master.
     """
 
     def __init__(self, group: Group, patience: float, loop: Loop, teller: Teller, tell: Tell) -> None:
         self._group, self._missed = group, patience / group.interval
         self._loop, self._teller, self._tell = loop, teller, tell
-        self.advertised: float | None = None
+        self.untold: Action | None = None
+        self.reign(begins=False)
         self.serves, self.priority = False, 0
         self.place: Placement | None = None
         self._adverts: Adverts[_Sighting] | None = None
@@ -142,11 +145,25 @@ class Rivals:
                 return source
         return None
 
+    def reign(self, *, begins: bool) -> None:
+        """Take in that keepalived says that it is master, or is not any more."""
+        self._told = self._loop.now()
+        self.advertised: float | None = self._told if begins else None
+        self._strays: float | None = None  # since when it advertises all the same
+
     def hear_own(self) -> None:
         """Take in that adverts of a master went out."""
         for at, heard in self._adverts.sent() if self._adverts else ():
-            if self.advertised is not None and not isinstance(heard, BadAdvertError):
+            if isinstance(heard, BadAdvertError) or heard[1].priority == LEAVES:
+                continue
+            if self.advertised is not None:
                 self.advertised = max(self.advertised, at)
+            elif not self._strays and at > self._told:
+                self._strays = self._loop.now()
+            elif self._strays and at > self._strays + _UNTOLD:
+                self._strays = None
+                if self.untold:
+                    self.untold()
 
     def goodbye(self) -> None:
         """Say that this host leaves, in keepalived's place."""

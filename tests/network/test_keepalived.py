@@ -117,6 +117,24 @@ def test_what_it_says_is_heard_though_its_fifo_is_removed(network: Network, pair
     assert heals(network) == backup.node
 
 
+def test_a_master_whose_word_is_lost_as_its_fifo_is_full_is_ended_and_asked_anew(network: Network, pair: Pair) -> None:
+    master, backup = pair
+    backup.process.send_signal(signal.SIGSTOP)
+    events = os.open(backup.run_dir / f"{VIP}.keepalived/events", os.O_WRONLY | os.O_NONBLOCK)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while os.write(events, b"\n" * size):
+                pass
+    os.close(events)
+    network.cut(master.node)
+    master.kill()
+    time.sleep(1)  # keepalived is elected meanwhile, and says so in vain
+    backup.process.send_signal(signal.SIGCONT)
+    backup.logged("keepalived.untold")
+    backup.master()
+    assert heals(network) == backup.node
+
+
 def test_words_that_came_together_count_as_the_last_of_them(network: Network, start: Start) -> None:
     replica = start(network.nodes[0]).master()
     with (replica.run_dir / f"{VIP}.keepalived/events").open("wb", buffering=0) as events:
@@ -135,6 +153,19 @@ def test_a_configuration_that_it_refuses_is_told_in_its_words(network: Network, 
     assert "/nonexistent" in replica.logged("keepalived.exited")["hint"]
     assert replica.logged("engine.ended")["retry_seconds"] == 1
     assert not network.holders()
+
+
+def test_an_interface_that_is_renamed(network: Network, pair: Pair) -> None:
+    master, backup = pair
+    for change in (["down"], ["name", "lan0"], ["up"]):  # while it is up, old kernels refuse another name
+        master.node.run("ip", "link", "set", "lan0" if change == ["up"] else "eth0", *change)
+    master.node.run("ip", "route", "replace", "default", "via", ROUTER)
+    backup.master()
+    assert heals(network) == backup.node
+    eventually(lambda: master.role() == "backup", within=60, what="it is back in the election")
+    assert master.state()["interface"] == "lan0"
+    backup.stop()
+    assert network.settled() == master.node
 
 
 def test_a_host_whose_address_changes_takes_part_with_the_new_one(network: Network, pair: Pair) -> None:
