@@ -174,7 +174,10 @@ def _tell_standing(candidacy: Candidacy, reporter: Reporter) -> None:
     log, seconds = reporter.log, candidacy.interval
     log.info("election.standing", advert_interval=seconds, priority=candidacy.priority, vrrp=candidacy.version)
     if not candidacy.realtime:
-        hint = f"without capability SYS_NICE, a busy host may be taken for dead: adverts every {seconds:g} s"
+        hint = (
+            f"a busy host may be taken for dead: adverts every {seconds:g} s; a real-time process needs "
+            "capability SYS_NICE, and in some control groups cpu.rt_runtime_us"
+        )
         log.warning("election.not_realtime", hint=hint)
     if vrrpd.is_in_clear(candidacy):
         hint = (

@@ -138,7 +138,7 @@ def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> 
 
 def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidacy:
     """Return what this host stands for election with, where it is keepalived's."""
-    realtime = kernel.has_optional(vrrpd.REALTIME_NEEDS)
+    realtime = kernel.may_be_realtime(vrrpd.REALTIME)
     return vrrpd.Candidacy(
         vip=config.vip,
         vip_id=config.vip_id,

@@ -32,6 +32,17 @@ def has_optional(name: str) -> bool:
     return _has(OPTIONAL[name])
 
 
+def may_be_realtime(priority: int) -> bool:
+    """Whether this process may be a real-time one: SYS_NICE is not enough in some control groups and sandboxes."""
+    policy, usual = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
+        os.sched_setscheduler(0, policy, usual)
+    except OSError:
+        return False
+    return True
+
+
 def _has(bit: int) -> bool:
     status = Path("/proc/self/status").read_text()
     return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> bit & 1)

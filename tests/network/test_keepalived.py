@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from lab.network import LAN, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.network import LAN, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually, run
 from lab.replica import PASSWORD, Replica, flags, invoke
 from lab.traffic import Probe, answers, tcp_source
 
@@ -18,6 +18,7 @@ Start = Callable[..., Replica]
 
 pytestmark = pytest.mark.parametrize("start", ["keepalived"], indirect=True)
 
+WITHOUT_NICE = ("setpriv", "--inh-caps=-all,+net_admin,+net_raw", "--bounding-set=-all,+net_admin,+net_raw")
 SHORT = "secret"
 SETTINGS = {"vip": VIP, "target": TARGET, "password": PASSWORD}
 
@@ -248,11 +249,65 @@ def test_it_has_the_rights_to_elect_and_no_others(network: Network, start: Start
 
 
 def test_without_the_right_to_real_time_it_is_slower_and_says_so(network: Network, start: Start) -> None:
-    two = "--bounding-set=-all,+net_admin,+net_raw"
-    replica = start(network.nodes[0], wrapper=("setpriv", "--inh-caps=-all,+net_admin,+net_raw", two)).master()
+    replica = start(network.nodes[0], wrapper=WITHOUT_NICE).master()
     assert "SYS_NICE" in replica.logged("election.not_realtime")["hint"]
     assert replica.logged("election.standing")["advert_interval"] == 0.5
     assert os.sched_getscheduler(child(replica)) == os.SCHED_OTHER
+
+
+ENTER = 'echo $$ >"$0/cgroup.procs"; exec "$@"'
+
+
+@pytest.fixture
+def fifth(tmp_path: Path) -> Iterator[Path]:
+    """Give a control group with 20 % of a processor; it has all of its time for real-time processes, if it has that."""
+    own, legacy = f"kevip-lab-{os.getpid()}", Path("/sys/fs/cgroup/cpu")
+    if legacy.exists():
+        group, limits = legacy / own, {"cpu.cfs_quota_us": "20000"}
+    else:
+        unified = tmp_path / "cgroup"
+        unified.mkdir()
+        run("mount", "-t", "cgroup2", "cgroup2", str(unified))
+        (unified / "cgroup.subtree_control").write_text("+cpu")
+        group, limits = unified / own, {"cpu.max": "20000 100000"}
+    group.mkdir()
+    for name, limit in limits.items():
+        (group / name).write_text(limit)
+    yield group
+    eventually(lambda: not (group / "cgroup.procs").read_text(), what="all of the group have ended")
+    group.rmdir()
+    if not legacy.exists():
+        run("umount", str(unified))
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_on_a_fifth_of_a_busy_processor_no_living_host_is_taken_for_dead(
+    network: Network, fifth: Path, start: Start, realtime: bool
+) -> None:
+    """Neither at the interval of a real-time process, nor at that of others, though they have SYS_NICE."""
+    knows = (fifth / "cpu.rt_runtime_us").exists()
+    wrapper: tuple[str, ...] = "sh", "-c", ENTER, str(fifth)
+    if realtime and knows:
+        (fifth / "cpu.rt_runtime_us").write_text("20000")
+    elif not realtime and not knows:
+        wrapper = *wrapper, *WITHOUT_NICE
+    first, second = start(network.nodes[0], wrapper=wrapper).master(60), start(network.nodes[1], wrapper=wrapper)
+    eventually(lambda: second.role() == "backup", within=60, what="is backup")
+    busy = "sh", "-c", ENTER, str(fifth), "sh", "-c", "while :; do :; done"
+    loops = [first.node.popen(*busy) for _ in range(2)]
+    try:
+        for _ in range(200):
+            assert network.holders() == [first.node]
+            time.sleep(0.1)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert (os.sched_getscheduler(child(first)) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR) is realtime
+    assert not second.events("election.master")
+    assert len(first.events("election.master")) == 1
+    for replica in (first, second):
+        assert replica.logged("election.standing")["advert_interval"] == (0.1 if realtime else 0.5)
 
 
 def test_two_groups_with_an_engine_each_on_the_same_hosts(network: Network, start: Start) -> None:
