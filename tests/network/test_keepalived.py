@@ -383,13 +383,14 @@ vrrp_instance VI_1 {{
     }}
 }}
 """
-V2 = "authentication {\n auth_type PASS\n auth_pass secret\n }"
+V2, V3 = "authentication {\n auth_type PASS\n auth_pass secret\n }", "version 3"
 
 
 @contextmanager
-def plain(node: Namespace, directory: Path, priority: int, interval: float) -> Iterator[subprocess.Popen[bytes]]:
+def plain(
+    node: Namespace, directory: Path, priority: int, interval: float, more: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run keepalived without kevip, with a configuration as its manual shows them."""
-    more = V2 if interval == 1 else "version 3"
     config = directory / "keepalived.conf"
     config.write_text(PLAIN.format(priority=priority, interval=interval, more=more))
     argv = ["keepalived", f"--use-file={config}", "--dont-fork", "--vrrp", "--log-console", "--no-syslog"]
@@ -404,12 +405,13 @@ def plain(node: Namespace, directory: Path, priority: int, interval: float) -> I
         process.wait()
 
 
-@pytest.mark.parametrize("interval", [1, 0.1])
+@pytest.mark.parametrize(("theirs", "interval"), [((1, V2), 1), ((0.1, V3), 0.1), ((1, V3), 1.01)])
 def test_takes_over_from_plain_keepalived_and_the_other_way_round(
-    network: Network, start: Start, tmp_path: Path, interval: float
+    network: Network, start: Start, tmp_path: Path, theirs: tuple[float, str], interval: float
 ) -> None:
+    """Of another interval, too, in version 3, where each has the master's: whole seconds are version 2 here."""
     node = network.nodes[1]
-    with plain(node, tmp_path, 200, interval) as peer:
+    with plain(node, tmp_path, 200, *theirs) as peer:
         eventually(lambda: node.has(VIP), what="plain keepalived is master")
         kevip = start(network.nodes[0], advert_interval=interval, password=SHORT).ready()
         time.sleep(4 * interval)
@@ -417,7 +419,7 @@ def test_takes_over_from_plain_keepalived_and_the_other_way_round(
         peer.terminate()
         kevip.master()
         assert heals(network) == kevip.node
-    with plain(node, tmp_path, 100, interval):
+    with plain(node, tmp_path, 100, *theirs):
         time.sleep(4 * interval)
         assert network.holders() == [kevip.node]
         assert kevip.stop()[0] == 0
@@ -428,7 +430,7 @@ def test_takes_over_from_plain_keepalived_and_the_other_way_round(
 
 def test_plain_keepalived_with_a_higher_priority_takes_the_vip(network: Network, start: Start, tmp_path: Path) -> None:
     kevip = start(network.nodes[0], password=SHORT, advert_interval=1).master()
-    with plain(network.nodes[1], tmp_path, 254, 1):
+    with plain(network.nodes[1], tmp_path, 254, 1, V2):
         eventually(lambda: network.holders() == [network.nodes[1]], what="plain keepalived has the VIP")
         eventually(lambda: kevip.role() == "backup", what="kevip is backup")
 
