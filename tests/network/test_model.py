@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import product
@@ -31,7 +31,7 @@ from kevip.loop import Action, Loop, Readable
 HEARS = adverts(PROTOCOL, GROUP, 100, outgoing=False)
 PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
 SEEDS = range(20)
-GENEROUS = 0.7
+GENEROUS = 1.0
 """Seconds by which the real one may be earlier or later than the model of all seeds: hosts of tests are busy."""
 
 GOODBYE = Interval(4, 0)
@@ -219,13 +219,14 @@ class Lab:
     def __init__(self, network: Network, engine: Engine) -> None:
         self._network, self._engine = network, engine
         self._loop = Loop()
+        self._end = time.monotonic()
         self.watcher = Watcher(engine, self._loop, time.monotonic)
 
     def run(self, seconds: float) -> None:
-        """Turn for a while."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._loop.after(end - time.monotonic(), self._turned)
+        """Turn until so many seconds after the end of the last run: what is done in between takes no time."""
+        self._end += seconds
+        while (left := self._end - time.monotonic()) > 0:
+            self._loop.after(left, self._turned)
             self._loop.turn()
 
     def _turned(self) -> None:
@@ -263,7 +264,8 @@ class Lab:
     def close(self) -> None:
         """End all that runs."""
         for child in self.watcher.children.values():
-            self._engine.signal(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended
+                self._engine.signal(child, signal.SIGKILL)
             child.close()
         self._loop.close()
 
