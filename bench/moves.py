@@ -83,10 +83,13 @@ def unplug(network: Network, replica: Any) -> None:
 
 def measure(make: Make, fault: Callable[[Network, Any], None]) -> Moves:
     """Run a fault in as many rounds, each on a network of its own."""
-    return Moves([_round(make, fault) for _ in range(ROUNDS)])
+    return Moves([run_round(make, fault) for _ in range(ROUNDS)])
 
 
-def _round(make: Make, fault: Callable[[Network, Any], None]) -> Move:
+def run_round(
+    make: Make, fault: Callable[[Network, Any], None], *, look: Callable[[Move, list[Any]], None] | None = None
+) -> Move:
+    """Run a fault once; ``look`` is shown what came of it, and the replicas, before these are removed."""
     with Network() as network, server(network.target):
         replicas = {node: make(node) for node in network.nodes}
         try:
@@ -96,13 +99,16 @@ def _round(make: Make, fault: Callable[[Network, Any], None]) -> Move:
                     fault(network, replicas[master])
                     network.settled([node for node in network.nodes if node != master])
                     report = probe.report()
-                return Move(
+                move = Move(
                     gap=report.longest_gap,
                     tried=report.tried,
                     failed=report.failed,
                     slow=report.slow,
                     survivors=talk.survivors(),
                 )
+            if look:
+                look(move, list(replicas.values()))
+            return move
         finally:
             for replica in replicas.values():
                 replica.kill()
