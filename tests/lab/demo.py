@@ -1,9 +1,10 @@
-"""The demo: three kevips on a network of namespaces, a client that keeps connecting, a crash and a stop."""
+"""The demo: three kevips on a network of namespaces, a client that keeps connecting, a stop, and a crash per engine."""
 
 import shutil
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
 from lab.network import TARGET, VIP, Namespace, Network, eventually
 from lab.replica import Replica
@@ -33,18 +34,12 @@ def main() -> None:
         stack.enter_context(server(network.target))
         _say("the network is built, of network namespaces")
         before = [(node.rules(), node.addresses()) for node in network.nodes]
-        replicas = {node: Replica(node) for node in network.nodes}
-        for replica in replicas.values():
-            stack.callback(shutil.rmtree, replica.directory)
-            stack.callback(replica.kill)
-        _say(f"on each node: kevip --vip {VIP} --target {TARGET} --password ...")
-
-        eventually(network.holders, what="a master is elected")
-        first = network.settled()
-        _say(f"{_name(first)} is master and holds the VIP")
+        replicas, first = _start(network, stack)
         _show_sources(network, first)
 
         second = _crash(network, replicas, first)
+        eventually(lambda: not first.has(VIP), what="the kernel ends the lease")
+        _say(f"  the kernel has removed the VIP from {_name(first)}")
         third = _stop(network, replicas, second)
         status, seconds = replicas[third].stop()
         _say(f"{_name(third)} is stopped too: exit status {status} after {seconds:.1f} s")
@@ -53,6 +48,26 @@ def main() -> None:
         _say(f"its addresses and its rules, of nft and legacy, are {'as' if clean else 'NOT as'} before the start")
         if not clean:
             sys.exit(1)
+
+        network.mend(first)
+        replicas, first = _start(network, stack, engine="keepalived")
+        _crash(network, replicas, first)
+
+
+def _start(network: Network, stack: ExitStack, **settings: Any) -> tuple[dict[Namespace, Replica], Namespace]:
+    """Run a kevip on each node, until all is removed; return them, and the node that is master."""
+    replicas = {node: Replica(node, **settings) for node in network.nodes}
+    for replica in replicas.values():
+        stack.callback(shutil.rmtree, replica.directory)
+        stack.callback(replica.kill)
+    more = "".join(f" --{name} {value}" for name, value in settings.items())
+    _say(f"on each node: kevip --vip {VIP} --target {TARGET} --password ...{more}")
+    eventually(network.holders, what="a master is elected")
+    for replica in replicas.values():
+        replica.ready()
+    master = network.settled()
+    _say(f"{_name(master)} is master and holds the VIP")
+    return replicas, master
 
 
 def _show_sources(network: Network, master: Namespace) -> None:
@@ -74,8 +89,7 @@ def _crash(network: Network, replicas: dict[Namespace, Replica], master: Namespa
         replicas[master].kill()
         _say(f"{_name(master)} crashes: its link is cut, SIGKILL to all of its kevip")
         heir = network.settled([node for node in network.nodes if node is not master])
-        eventually(lambda: not master.has(VIP), what="the kernel ends the lease")
-        _say(f"  {_name(heir)} took over; the kernel has removed the VIP from {_name(master)}")
+        _say(f"  {_name(heir)} took over")
         _tell(probe)
     return heir
 
