@@ -56,7 +56,7 @@ class Beside:
         if self._loop:
             self._loop.watch(self._source, self._on_done)
         self._process = Process(host.world, self._run)
-        host.node.beside = self._process
+        host.node.beside.append(self._process)
 
     def _run(self) -> None:
         while True:

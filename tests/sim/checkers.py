@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 from kevip.core.instance import LEASE
@@ -32,6 +33,9 @@ _BARE = 6.0
 
 _PAUSE = 1.5
 """Seconds without an advert after which one is the first of a new reign."""
+
+_HANDED_ON = 2.0
+"""Seconds after which an heir knows the connections of a master that left."""
 
 _JOINING = 20.0
 """Seconds after which a host that said nothing else has to stand for election again."""
@@ -232,8 +236,36 @@ class Stop(Checker):
             self._disturbed = course.disturbed
         if note.event == "vip.gone" and host is self._stopped and course.disturbed == self._disturbed:
             self._stopped = None
-            if not any(peer.serves for peer in course.visible()):
-                self.fail(f"{host.name} lets go and nobody serves")
+            self.let_go(host)
+
+    def let_go(self, host: "Host") -> None:
+        """See the address go."""
+        if not any(peer.serves for peer in self.course.visible()):
+            self.fail(f"{host.name} lets go and nobody serves")
+
+
+class Connections(Stop):
+    """A stop, in the calm, ends no connection: he who serves then knows them all, a moment later."""
+
+    name = "connections"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._since, self._wanted = inf, set[int]()
+
+    def let_go(self, host: "Host") -> None:
+        """See which connections there are."""
+        self._since, self._wanted = self.now, set(host.tracked)
+
+    def looked(self) -> None:
+        if self.now - self._since < _HANDED_ON:
+            return
+        self._since = inf
+        holders = [host for host in self.course.visible() if host.holds]
+        if self.course.disturbed == self._disturbed and len(holders) == 1:
+            lost = self._wanted - holders[0].tracked
+            if lost:
+                self.fail(f"{holders[0].name} does not know {len(lost)} connections")
 
 
 class TwoHolders(Checker):
@@ -324,6 +356,6 @@ class NoCrash(Checker):
 
 
 CHECKERS: tuple[type[Checker], ...] = (
-    OneHolder, RulesFirst, HeldIfAdvertised, OneEngine, Standing, CalmHolder, CommonFault, Stop, TwoHolders, DeadHolder,
-    NothingLeft, NoCrash,
+    OneHolder, RulesFirst, HeldIfAdvertised, OneEngine, Standing, CalmHolder, CommonFault, Stop, Connections,
+    TwoHolders, DeadHolder, NothingLeft, NoCrash,
 )  # fmt: skip

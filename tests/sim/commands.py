@@ -150,6 +150,7 @@ def _crash(host: Host, _words: Words) -> None:
     host.node.send(signal.SIGKILL)
     host.tools.boot += 1
     host.tools.tables.clear()
+    host.tracked.clear()
     host.drop()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 from sim.checkers import CHECKERS, Failure
 from sim.daemon import Simulated, patched
@@ -42,6 +43,7 @@ class Course:
         self.seen = Seen()
         self._since: dict[str, float] = {}
         self._holder = ""
+        self._clients = count()
         self._checkers = [kind(self) for kind in CHECKERS]
         self.world.observers.append(self._noted)
         self.world.after(_LOOK, self._look)
@@ -100,8 +102,15 @@ class Course:
     def _look(self) -> None:
         self.world.after(_LOOK, self._look)
         self.look()
+        self._connect()
         for each in self._checkers:
             each.looked()
+
+    def _connect(self) -> None:
+        """Have a client connect, and be silent from then on."""
+        for host in self.visible():
+            if host.serves:
+                host.tracked.add(next(self._clients))
 
     # What can be said of hosts
 

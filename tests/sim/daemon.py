@@ -28,6 +28,7 @@ from kevip.status.runfile import StateFile
 from kevip.sync import handoff
 from kevip.sync.handoff import Handoff
 from sim.beside import Beside, Lock
+from sim.handoff import Group, Offer
 from sim.host import TARGET, VIP, Host, Prober
 from sim.keepalived import Keepalived
 from sim.loop import Loop
@@ -101,7 +102,7 @@ class Simulated:
             engine=self.engine(given, told, daemon),
             plane=made,
             announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
-            handoff=Handoff(loop, None, told, daemon.tell),  # type: ignore[arg-type]
+            handoff=Handoff(loop, Group(host), told, daemon.tell),  # type: ignore[arg-type]
             watch=Watch(
                 loop,  # type: ignore[arg-type]
                 daemon.tell,
@@ -208,7 +209,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
     world = network.world
 
     def here() -> Host:
-        return next(host for host in network.hosts.values() if world.running in (host.node.process, host.node.beside))
+        return next(host for host in network.hosts.values() if world.running in (host.node.process, *host.node.beside))
 
     def on(make: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments, **named: make(here(), *arguments, **named)
@@ -231,7 +232,10 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         iptables: {"installed": dict},
         nfnetlink: {"base_chains": list},
         ruleset: {"_generation": lambda: None},
-        handoff: {"Beside": lambda _: mock.Mock()},
+        handoff: {
+            "Beside": lambda _: Beside(here()),
+            "Offer": lambda loop, _at, _key, _entries, pulled: Offer(here(), loop, pulled),
+        },
         interface: {
             "is_running": lambda _: here().is_linked,
             "first_address": lambda _: here().address if here().link != "gone" else None,

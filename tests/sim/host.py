@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from kevip.health.ask import Answer
 from sim.child import Child
+from sim.handoff import Offer
 from sim.loop import COST, Loop
 from sim.network import Network, Wire
 from sim.tools import SLOW, Tools
@@ -58,6 +59,8 @@ class Host:
         self.deleted = -inf
         self.tools = Tools(self)
         self.settings: dict[str, Any] = {}
+        self.tracked: set[int] = set()
+        self.offer: Offer | None = None
         self.wires: list[Wire] = []
         self.engines: list[Child] = []
         self.node = Node(self, kevip)
@@ -158,7 +161,7 @@ class Node:
         self.stopping = False
         self.slowness = 0.0
         self.loop: Loop | None = None
-        self.beside: Process | None = None
+        self.beside: list[Process] = []
 
     @property
     def runs(self) -> bool:
@@ -240,11 +243,13 @@ class Node:
         for engine in tuple(self._host.engines):
             engine.lose_parent()
         self._host.wires.clear()
+        self._host.offer = None
         self._host.note("daemon.ended", status=status)
         self._threads("kill")
+        self.beside.clear()
 
     def _threads(self, action: Literal["stop", "carry_on", "kill"]) -> None:
-        for each in (self.process, self.beside):
+        for each in (self.process, *self.beside):
             if each and not each.dead:
                 getattr(each, action)()
 

@@ -113,6 +113,15 @@ def a_stop_in_the_dark(made: Course) -> None:
     made.world.run(1)
 
 
+def nothing_handed_on(made: Course) -> None:
+    take(made.hosts[0])
+    made.world.run(20)
+    puppets(made)[1].elect()
+    do(made, "stop n1")
+    take(made.hosts[1])
+    made.world.run(5)
+
+
 def both(made: Course) -> None:
     take(made.hosts[0])
     take(made.hosts[1])
@@ -152,6 +161,7 @@ PLANTED: dict[str, Callable[[Course], None]] = {
     "calm": a_whim,
     "common fault": round_and_round,
     "stop": a_stop_in_the_dark,
+    "connections": nothing_handed_on,
     "two holders": both,
     "dead holder": no_lease,
     "nothing left": rules_stay,

@@ -147,7 +147,9 @@ class Tools:
                 return self._route(argv)
             case ["conntrack", "--dump", *_]:
                 return "0 flow entries have been shown."
-            case ["conntrack", "--delete", *_]:
+            case ["conntrack", "--delete", *conditions]:
+                if "--reply-src" not in conditions:  # else those that were not translated
+                    self._host.tracked.clear()
                 return ""
         return self._iptables(argv, stdin)
 
