@@ -85,15 +85,35 @@ def test_only_one_backup_takes_over_at_a_goodbye(network: Network, start: Start)
 
 
 @on_each_engine
-def test_a_rolling_restart_of_all_replicas_fails_no_connect(network: Network, start: Start) -> None:
+def test_a_rolling_restart_of_all_replicas_fails_no_connect_and_cuts_no_connection(
+    network: Network, start: Start
+) -> None:
     replicas = three(network, start)
-    with Probe(network.client, VIP) as probe:
+    with speaker(network) as speaks, Probe(network.client, VIP) as probe:
+        silent = [speaks.connect(network.client) for _ in range(20)]
         for node in network.nodes:
             assert replicas[node].stop()[0] == 0
             replicas[node] = start(node).ready()
             network.settled()
         report = probe.report()
+        speaks.speak()
+        assert [hears(each) for each in silent] == [True] * 20
     assert (report.failed, report.sources) == (0, [VIP])
+
+
+@on_each_engine
+def test_a_move_back_at_once_cuts_no_connection(network: Network, start: Start) -> None:
+    one, other = network.nodes[:2]
+    first, second = start(one).master(), start(other).ready()
+    with speaker(network) as speaks:
+        silent = [speaks.connect(network.client) for _ in range(20)]
+        first.stop()
+        second.master()
+        again = start(one).ready()
+        second.stop()
+        again.master()
+        speaks.speak()
+        assert [hears(each) for each in silent] == [True] * 20
 
 
 @on_each_engine
