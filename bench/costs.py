@@ -3,15 +3,17 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from lab.network import CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually, iptables_beside
 from lab.replica import Replica
-from lab.traffic import load, sink
+from lab.traffic import Probe, load, server, sink, track
 from plain import HOOKS, PlainReplica
 
 from kevip.dataplane.backend import Backend
@@ -53,8 +55,7 @@ def hook_latency(dataplane: str, rounds: int = 30) -> Pair:
                 call("vip-down")
                 plain = _plain_hook(network.nodes[1], "vip-up", plain_iptables)
                 _plain_hook(network.nodes[1], "vip-down", plain_iptables)
-                eventually(lambda: not replica.node.has_rules(dataplane))
-                time.sleep(0.3)  # what a backup starts in advance is started
+                time.sleep(1.3)  # what drained is forgotten, what a backup starts in advance is started
                 pairs.append((call("vip-up") * 1000, plain * 1000))
                 time.sleep(0.2)
     return Pair(pairs)
@@ -94,7 +95,7 @@ class Rest:
 
 def at_rest(seconds: float = 40.0) -> Rest:
     """Measure a master that nobody uses."""
-    with Network(nodes=1) as network, Replica(network.nodes[0]) as replica:
+    with _as_installed() as env, Network(nodes=1) as network, Replica(network.nodes[0], env=env) as replica:
         replica.master()
         time.sleep(6)  # the announcements after a takeover are over
         before, begin = _cpu(replica.process.pid), time.monotonic()
@@ -103,6 +104,14 @@ def at_rest(seconds: float = 40.0) -> Rest:
         status = Path(f"/proc/{replica.process.pid}/status").read_text()
         rss = int(status.partition("VmRSS:")[2].split()[0])
         return Rest(used * 1000 * 60 / (time.monotonic() - begin), rss / 1024)
+
+
+@contextmanager
+def _as_installed() -> Iterator[dict[str, str]]:
+    """Give the environment of a kevip without what is here for development: rich, 6 MiB, which structlog would load."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "rich.py").write_text("raise ImportError\n")
+        yield {"PYTHONPATH": folder}
 
 
 def _cpu(pid: int) -> float:
@@ -143,12 +152,42 @@ def many_vips(kind: str, backend: Backend, number: int, rounds: int = 5, seconds
 
 
 def limits() -> float:
-    """Return the seconds of a takeover with 10,000 networks that may use the VIP, and 5,000 ports."""
+    """Return the seconds from a start to the rules of 10,000 networks that may use the VIP, and of 5,000 ports."""
     networks = ",".join(f"20.{n // 250}.{n % 250}.1" for n in range(10_000))
     ports = ",".join(str(port) for port in range(10_001, 20_000, 2))
     env = {"ALLOW_FROM": networks, "PORTS": ports}
     with Network(nodes=1) as network, Replica(network.nodes[0], dataplane="nftables", env=env) as replica:
-        return float(replica.logged("takeover.done")["ms"]) / 1000
+        replica.logged("daemon.started")
+        begin = time.monotonic()
+        eventually(lambda: replica.node.has_rules("nftables"))
+        return time.monotonic() - begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOn:
+    """What came of connections in a planned stop: how many the heir knows then, after how many seconds; connects."""
+
+    connections: int
+    pull: float
+    tried: int
+    failed: int
+    gap: float
+
+
+def handed_on(number: int) -> HandedOn:
+    """Measure a planned stop of a master that tracks so many connections."""
+    with Network() as network, server(network.target), ExitStack() as running:
+        replicas = {node: running.enter_context(Replica(node)) for node in network.nodes}
+        master = network.settled()
+        track(master, number)
+        with Probe(network.client, VIP) as probe:
+            replicas[master].stop()
+            told = replicas[network.settled()].logged("connections.pulled")
+            report = probe.report()
+    return HandedOn(
+        connections=told["connections"], pull=told["ms"] / 1000, tried=report.tried, failed=report.failed,
+        gap=report.longest_gap,
+    )  # fmt: skip
 
 
 def _route_through(network: Network, node: Namespace) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 from lab.network import VIP, Namespace, Network
-from lab.traffic import Conversations, Probe, server
+from lab.traffic import Conversations, Probe, hears, server, speaker, together
 
 ROUNDS = 5
 CONNECTIONS = 100
@@ -18,13 +19,17 @@ Make = Callable[[Namespace], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """What one move cost: seconds without an answer, connects tried, failed and slow, connections that lived on."""
+    """What one move cost: seconds without an answer, connects tried, failed and slow, connections that lived on.
+
+    ``survivors`` are of those on which the client speaks, ``silent`` of those on which only the server does, later.
+    """
 
     gap: float
     tried: int
     failed: int
     slow: int
     survivors: int
+    silent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,11 @@ class Moves:
         """Connections that lived on, in each round."""
         return [each.survivors for each in self.rounds]
 
+    @property
+    def silent(self) -> list[int]:
+        """Connections that lived on though their client is silent, in each round."""
+        return [each.silent for each in self.rounds]
+
 
 def stop(network: Network, replica: Any) -> None:
     """Send SIGTERM, as for an upgrade."""
@@ -94,17 +104,23 @@ def run_round(
         replicas = {node: make(node) for node in network.nodes}
         try:
             master = network.settled()
-            with Conversations(network.client, VIP, CONNECTIONS, patience=PATIENCE) as talk:
+            with (
+                speaker(network) as speaks,
+                Conversations(network.client, VIP, CONNECTIONS, patience=PATIENCE) as talk,
+            ):
+                silent = [speaks.connect(network.client) for _ in range(CONNECTIONS)]
                 with Probe(network.client, VIP) as probe:
                     fault(network, replicas[master])
                     network.settled([node for node in network.nodes if node != master])
                     report = probe.report()
+                speaks.speak()
                 move = Move(
                     gap=report.longest_gap,
                     tried=report.tried,
                     failed=report.failed,
                     slow=report.slow,
                     survivors=talk.survivors(),
+                    silent=sum(together(*(partial(hears, each, PATIENCE) for each in silent))),
                 )
             if look:
                 look(move, list(replicas.values()))

@@ -191,6 +191,19 @@ def speaker(network: Network) -> Iterator[Speaker]:
         yield made
 
 
+def track(host: Namespace, number: int) -> None:
+    """Have a host know so many connections through the VIP, which nobody has."""
+    lines = list[str]()
+    for each in range(number):
+        source = f"10.{each >> 14 & 255}.{each >> 6 & 255}.{1 + (each & 63)}"
+        port, sport = PORT + 1000 + each // 50000, 1024 + each % 50000  # of each only one to a port of TARGET
+        lines.append(
+            f"-A -t 43000 -u SEEN_REPLY,ASSURED -s {source} -d {VIP} -g {TARGET}:{port} -n {VIP}:{sport} -p tcp "
+            f"--sport {sport} --dport {port} --reply-port-src {port} --reply-port-dst {sport} --state ESTABLISHED\n"
+        )
+    host.run("conntrack", "--load-file", "-", stdin="".join(lines))
+
+
 def hears(client: socket.socket, within: float = 30.0) -> bool:
     """Whether a client hears something, after which it is closed."""
     client.settimeout(within)

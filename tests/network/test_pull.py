@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
-from lab.traffic import PORT, SPEAKS, Speaker, hears
+from lab.traffic import PORT, SPEAKS, Speaker, hears, track
 
 from kevip.dataplane import conntrack
 from kevip.dataplane.nftables import Nftables
@@ -231,19 +231,9 @@ def test_a_connection_has_the_state_and_the_time_that_it_had(lab: Network, speak
     assert "[ASSURED]" in entry
 
 
-def saved(number: int) -> Iterator[str]:
-    """Yield so many connections, as they are loaded."""
-    for each in range(number):
-        source, sport = f"10.{each >> 14 & 255}.{each >> 6 & 255}.{1 + (each & 63)}", 1024 + each % 60000
-        yield (
-            f"-A -t 43000 -u SEEN_REPLY,ASSURED -s {source} -d {VIP} -g {TARGET}:{PORT} -n {VIP}:{sport} -p tcp "
-            f"--sport {sport} --dport {PORT} --reply-port-src {PORT} --reply-port-dst {sport} --state ESTABLISHED\n"
-        )
-
-
 def test_ten_thousand_are_pulled_those_first_that_there_is_time_for(lab: Network) -> None:
     master, heir = lab.nodes[:2]
-    master.run("conntrack", "--load-file", "-", stdin="".join(saved(10_000)))
+    track(master, 10_000)
     with offered(master):
         first = pulled(heir, 0.2)
         assert first.problem in {"", "not all in time", "no answer in time"}  # this machine may be busy
