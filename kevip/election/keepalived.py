@@ -55,8 +55,8 @@ class KeepalivedEngine:
 
     @property
     def silence(self) -> float:
-        """See ``Cared``."""
-        return self._candidacy.interval + SILENT
+        """See ``Cared``; each advert that it is sent, though it be of no use, puts its own off by an interval."""
+        return 2 * self._candidacy.interval + SILENT
 
     # What the core asks for
 

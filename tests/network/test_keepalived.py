@@ -7,12 +7,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from lab.network import LAN, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually, run
 from lab.replica import PASSWORD, Replica, flags, invoke
-from lab.traffic import Probe, answers, tcp_source
+from lab.traffic import Probe, answers, send_frame, tcp_source
+
+from kevip.election.vrrp import Advert, Group, build
 
 Start = Callable[..., Replica]
 
@@ -218,6 +221,17 @@ def test_another_password_is_another_group_and_told(network: Network, start: Sta
     bad.stop()
     joined = start(network.nodes[1], advert_interval=1).ready()
     eventually(lambda: network.holders() == [good.node] and joined.role() == "backup", what="the right one joins")
+
+
+def test_adverts_of_no_use_put_off_its_own_which_is_no_silence(network: Network, start: Start) -> None:
+    master = start(network.nodes[0], advert_interval=1).master()
+    group = Group(version=2, vrid=100, vip=IPv4Address(VIP), interval=1, password=b"wrong")
+    bad = build(group, Advert(source=IPv4Address(f"{LAN}.12"), priority=1, interval=1))
+    for _ in range(5):
+        send_frame(network.nodes[1], bytes.fromhex("01005e000012"), bad)
+        time.sleep(1.7)
+    assert master.logged("election.bad_advert")["reason"] == "password"
+    assert not master.events("election.silent")
 
 
 def test_the_password_is_seen_nowhere(network: Network, start: Start) -> None:

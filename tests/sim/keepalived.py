@@ -194,6 +194,8 @@ class _Vrrp:
         try:
             advert = parse(self._group, frame[14:])
         except BadAdvertError:
+            if self._state is State.MASTER:
+                self._due = self._world.now + self._candidacy.interval
             return
         if advert and self._state is State.MASTER:
             self._on_rival(advert)
