@@ -312,6 +312,9 @@ def _master(turn: _Turn, event: msg.Event) -> None:
         case msg.Demoted(token=token):
             _be_demoted(turn)
             turn.proceed(token)
+        case msg.Ended(reason=Reason.UNLINKED):  # nobody would hear a goodbye, or be heard
+            turn.let_go(drain=False)
+            turn.rest(Reason.UNLINKED, retry=False)
         case msg.Ended(reason=reason):
             turn.leave(Then.RETRY, reason)
         case msg.NotStarted():

@@ -216,7 +216,11 @@ def test_a_handover_is_not_given_to_a_host_that_has_yielded_since_its_advert() -
     assert serves(host)
 
 
-@pytest.mark.parametrize("reason", [Reason.UNLINKED, Reason.MOVED])
-def test_a_master_says_why_its_engine_ended(reason: Reason) -> None:
+def test_a_master_says_why_its_engine_ended() -> None:
+    assert Enter(Role.LEAVING, Reason.MOVED) in master().ended(Reason.MOVED)
+
+
+def test_a_master_without_a_link_says_no_goodbye_and_lets_go() -> None:
     host = master()
-    assert Enter(Role.LEAVING, reason) in host.ended(reason)
+    assert host.ended(Reason.UNLINKED) == [*LETS_GO, Enter(Role.INIT, Reason.UNLINKED), StartEngine(2)]
+    assert Apply(Level.ARMED) in host.wait(0)
