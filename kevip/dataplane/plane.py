@@ -203,7 +203,7 @@ class Plane:
             elif self._rules.here is False and (look.rules or lease.held(self._vip)):
                 look.rules = True
                 look.drifts = self._clear(job.changes)
-                look.plan = self._rules.survey(look.drifts, opens=False)
+                look.plan = self._rules.survey(look.drifts, self._rules.parts, opens=False)
         except KevipError as error:
             look.error = error
         look.seconds = monotonic() - begin

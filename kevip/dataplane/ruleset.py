@@ -61,7 +61,8 @@ class Ruleset:
         self._native = Nftables()
         self._follows = follows and Nftables.name in self._backends and self._native.works()
         self.backend, self._restore = backend, backend.standby()
-        self.translates, self.may_have_any = bool(proxy.target), bool(proxy.parts or proxy.opens)
+        self.parts, self.translates = proxy.parts, bool(proxy.target)
+        self.may_have_any = bool(proxy.parts or proxy.opens)
         self._seen: int | None = None  # the generation of nftables when all was well
         self.plan: Plan = {}
         self.whole: Whole = {}
@@ -114,16 +115,15 @@ class Ruleset:
         """
         before, self._seen = _generation(), None
         news = list[Drift]()  # told only if all is done
-        plan = self.survey(news, opens=bool(self.whole))
-        if not held:
-            plan = {backend: parts - {Part.MASQUERADE} for backend, parts in plan.items()}
+        parts = self._proxy.parts if held else self._proxy.parts - {Part.MASQUERADE}
+        plan = self.survey(news, parts, opens=bool(self.whole))
         try:
             whole = self._mend_all(plan, drifts, changes)
         except HostError as error:  # rules of nftables are in its tables now
             if not self._can_move:
                 raise
             news.append(Drift(Kind.FOREIGN_NAT, f"{error}: nftables takes over"))
-            plan = {self._native: self._proxy.parts}
+            plan = {self._native: parts}
             whole = self._mend_all(plan, drifts, changes)
         for backend in self.plan.keys() - plan.keys():
             with suppress(HostError):  # it cannot read them any more, and the end will say so
@@ -152,8 +152,8 @@ class Ruleset:
             return bool(self._new(closed) or self._others(select.own(chains)))
         return False
 
-    def survey(self, drifts: list[Drift], *, opens: bool) -> Plan:
-        """Return what belongs where, by what others have on this host; add what is new of that.
+    def survey(self, drifts: list[Drift], parts: Parts, *, opens: bool) -> Plan:
+        """Return what belongs where, with the parts that translate, by what others have here; add what is new of that.
 
         ``opens`` says that a chain whose policy is to drop is drift, if nothing of ours was accepted there before.
         """
@@ -169,7 +169,7 @@ class Ruleset:
         closed = [(each, part) for each, part in self._closed(chains) if self._can_open(each, part)]
         for each, part in self._new(closed) if opens else ():
             drifts.append(Drift(_KINDS[part], f"the policy of {OPENS[part]} in {each.name} is to drop"))
-        plan: Plan = {backend: self._proxy.parts} if self._proxy.target else {}
+        plan: Plan = {backend: parts} if parts else {}
         for each, part in closed:
             plan[each] = plan.get(each, frozenset()) | {part}
         return plan
