@@ -356,6 +356,8 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
         turn.rest(Reason.YIELDED, retry=False)
     elif heard.says is not Says.LEAVES:
         turn.do(Note(what=What.RIVAL, who=heard.source), Do.ANNOUNCE)
+        if heard.says is Says.YIELDS:  # what began there goes on here
+            turn.do(msg.Pull(heard.source, rest=True))
 
 
 def _weigh_target(turn: _Turn, detail: str) -> None:

@@ -17,6 +17,8 @@ AHEAD = 0.2  # seconds that a takeover waits for connections
 LATER = 0.15  # seconds after it before what was left, and what came meanwhile, is fetched
 REST = 5.0  # seconds that this may take
 
+_MANY = 8  # hosts to fetch from: an advert that says so can be replayed with any source
+
 _HINT = "where the client is silent, connections hang now until it sends something, as after a crash"
 
 
@@ -42,8 +44,8 @@ class Handoff:
         self._loop, self._beside, self._group = loop, Beside(loop), group
         self._teller, self._tell = teller, tell
         self._offer: Offer | None = None
-        self._source: IPv4Address | None = None
-        self._ahead = Pulled()
+        self._ahead: dict[IPv4Address, Pulled] = {}
+        self._due: list[IPv4Address] = []
 
     def offer(self) -> None:
         """Let who knows the password fetch what is tracked here, from now on."""
@@ -65,28 +67,31 @@ class Handoff:
     def pull(self, source: IPv4Address) -> None:
         """Fetch what a host offers, as far as there is time before a takeover."""
         if self._group:
-            self._ahead = self._group.pull(source, AHEAD)
+            self._ahead[source] = self._group.pull(source, AHEAD)
 
     def pull_rest(self, source: IPv4Address) -> None:
         """Fetch all that a host offers, beside the loop, in a moment."""
         if self._group:
-            self._source = source
+            if source not in self._due and len(self._due) < _MANY:
+                self._due.append(source)
             self._loop.after(LATER, self._begin)
 
     def _begin(self) -> None:
-        if self._group and self._source:
-            self._beside.begin(partial(self._pull_rest, self._group, self._source), REST)
+        if self._group and self._due and not self._beside.is_busy:
+            self._beside.begin(partial(self._pull_rest, self._group, self._due.pop(0)), REST)
+        if self._due:
+            self._loop.after(LATER, self._begin)
 
     def _pull_rest(self, group: Group, source: IPv4Address, job: Job) -> Action:
         del job
         return partial(self._told, source, group.pull(source, REST))
 
     def _told(self, source: IPv4Address, rest: Pulled) -> None:
-        ahead, self._ahead = self._ahead, Pulled()
+        ahead = self._ahead.pop(source, Pulled())
         loaded, refused = max(ahead.loaded, rest.loaded), max(ahead.refused, rest.refused)
         told = {"source": str(source), "connections": loaded, "refused": refused}
         if rest.problem and not loaded:
-            self._teller.log.warning("connections.not_pulled", **told, reason=rest.problem, hint=_HINT)
+            self._teller.warn_once("connections.not_pulled", str(source), **told, reason=rest.problem, hint=_HINT)
         else:
             ms = round((ahead.seconds + rest.seconds) * 1000, 1)
             self._teller.log.info("connections.pulled", **told, ms=ms, incomplete=rest.problem)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from lab.network import CLIENT, LAN, ROUTER, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke, on_each_engine, wrapped
-from lab.traffic import answers, send_frame, tcp_source
+from lab.traffic import answers, send_frame, tcp_source, track
 
 from kevip.dataplane.announcer import MANY, OTHERS
 from kevip.election.carp import Advert, Group, Interval, build
@@ -236,9 +236,11 @@ def test_two_masters_after_a_partition(pair: Pair) -> None:
     pair.network.cut(pair.backup.node)
     pair.backup.master()
     assert len(pair.network.holders()) == 2
+    track(pair.backup.node, 3)
     pair.network.mend(pair.backup.node)
     holder = pair.heals()
     assert holder == pair.master.node
+    assert pair.master.logged("connections.pulled")["connections"] == 3  # what began on the other side goes on
     assert pair.backup.logged("election.yielded")["to"] == f"{LAN}.11"
     eventually(lambda: pair.backup.role() == "backup", what="it stands for election again")
     assert pair.backup.state()["reason"] == "yielded"

@@ -19,6 +19,7 @@ from kevip.core.messages import (
     Note,
     NotStarted,
     Proceed,
+    Pull,
     Reason,
     Role,
     Says,
@@ -260,10 +261,15 @@ def test_a_master_yields_at_once_to_one_that_is_preferred() -> None:
     assert host.demoted() == [Enter(Role.BACKUP, Reason.YIELDED), Proceed("down")]
 
 
-@pytest.mark.parametrize(("says", "preferred"), [(Says.STAYS, False), (Says.YIELDS, False), (Says.YIELDS, True)])
-def test_a_master_announces_itself_when_a_rival_is_heard_that_is_not_preferred(says: Says, *, preferred: bool) -> None:
+@pytest.mark.parametrize("preferred", [False, True])
+def test_a_master_fetches_what_began_at_a_rival_that_yields(*, preferred: bool) -> None:
+    told = [Note(what=What.RIVAL, who=PEER), Do.ANNOUNCE, Pull(PEER, rest=True)]
+    assert master().hears(Says.YIELDS, preferred=preferred) == told
+
+
+def test_a_master_announces_itself_when_a_rival_is_heard_that_is_not_preferred() -> None:
     host = master()
-    assert host.hears(says, preferred=preferred) == [Note(what=What.RIVAL, who=PEER), Do.ANNOUNCE]
+    assert host.hears(Says.STAYS) == [Note(what=What.RIVAL, who=PEER), Do.ANNOUNCE]
     assert host.state == Master()
 
 
