@@ -86,11 +86,12 @@ def _number(flag: str, text: str, shown: str) -> Callable[[_Function], _Function
 
 def _choice(flag: str, choices: tuple[str, ...], text: str, shown: str) -> Callable[[_Function], _Function]:
     def parse(given: str) -> str:
-        if given not in choices:
+        if given.lower() not in choices:
             raise ValueError(f"{given!r} is none of {', '.join(choices)}")
-        return given
+        return given.lower()
 
-    return _setting(flag, _Parsed("|".join(choices), parse), text, shown)
+    named = "|".join(choices)
+    return _setting(flag, _Parsed(named, parse), text, shown, metavar=named)
 
 
 _ADDRESS = _Parsed("address", settings.parse_ipv4)

@@ -322,6 +322,17 @@ def test_a_config_cannot_be_built_from_values_that_do_not_fit() -> None:
         Config(vip=IPv4Address("10.0.0.1"), target=IPv4Address("10.0.0.2"), password="x", vip_id=256)  # noqa: S106
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("engine", "keepalived"), ("dataplane", "iptables-nft"), ("log_format", "json"), ("log_level", "debug"),
+])  # fmt: skip
+def test_names_are_shown_as_they_are_and_taken_in_any_case(name: str, value: str) -> None:
+    option = next(param for param in cli.cli.params if param.name == name)
+    with click.Context(cli.cli) as context:
+        assert value in option.make_metavar(context).split("|")
+    assert getattr(read(GOOD, {name: value.upper()}), name) == getattr(read(GOOD | {name: value.title()}, {}), name)
+    assert getattr(read(GOOD, {name: value.upper()}), name) == value
+
+
 @pytest.mark.parametrize("arguments", [["--vipp=1"], ["serve"], ["--vip"]])
 def test_an_unknown_argument_is_a_usage_error(arguments: list[str]) -> None:
     with pytest.raises(click.UsageError):
