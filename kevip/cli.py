@@ -181,7 +181,9 @@ _SETTINGS = (
     ),
     _setting("--metrics", _ENDPOINT, "Where to serve metrics over HTTP (needs kevip[metrics]).", "off"),
     _RUN_DIR,
-    _choice("--log-format", get_args(log.Format), "auto is text on a terminal and JSON elsewhere.", "auto"),
+    _choice(
+        "--log-format", get_args(log.Format), "auto is text on a terminal and in the journal, JSON elsewhere.", "auto"
+    ),
     _choice("--log-level", get_args(log.Level), "debug adds each command run.", "info"),
 )
 
@@ -371,5 +373,5 @@ def main() -> NoReturn:
 
 def _fail(status: ExitStatus, *problems: str) -> NoReturn:
     for problem in problems:
-        click.echo(f"kevip: {problem}", err=True)
+        click.echo(log.prioritized(f"kevip: {problem}", "error"), err=True)
     sys.exit(status)

@@ -1,17 +1,20 @@
-"""Log events as key-value lines on stderr: JSON for machines, aligned text for a terminal."""
+"""Log events as key-value lines on stderr: JSON for machines, aligned text for a terminal and the journal."""
 
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal
 
 import structlog
 
 Format = Literal["auto", "json", "text"]
 Level = Literal["debug", "info", "warning", "error"]
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # of syslog, as sd-daemon(3) has them
 Warn = Callable[..., None]  # logs an event about a subject, with its context, but not the same one again and again
 
 
@@ -26,7 +29,8 @@ class _Stderr:
 
     def write(self, text: str) -> None:
         if self._dropped:
-            text = json.dumps({"event": "log.dropped", "level": "warning", "lines": self._dropped}) + "\n" + text
+            dropped = json.dumps({"event": "log.dropped", "level": "warning", "lines": self._dropped})
+            text = f"{prioritized(dropped, 'warning')}\n{text}"
         with suppress(OSError, ValueError):
             whole = _write(sys.stderr.fileno(), text.encode(errors="backslashreplace"))
             self._dropped = 0 if whole else self._dropped + 1
@@ -46,17 +50,38 @@ def _write(fd: int, data: bytes) -> bool:
     return True
 
 
+@cache
+def is_journal() -> bool:
+    """Whether stderr goes to systemd's journal (JOURNAL_STREAM in systemd.exec(5))."""
+    with suppress(OSError, ValueError):
+        status = os.fstat(sys.stderr.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
+
+
+def prioritized(text: str, level: str) -> str:
+    """Return lines as the journal wants them, so that it knows how much they matter; elsewhere, as they are."""
+    return re.sub("^", f"<{_PRIORITIES[level]}>", text, flags=re.MULTILINE) if is_journal() else text
+
+
 def configure(*, form: Format, level: Level) -> None:
-    """Set up logging once, before the first event. ``auto`` is text on a terminal and JSON elsewhere."""
+    """Set up logging once, before the first event. ``auto`` is text on a terminal and in the journal, else JSON."""
+    timestamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     finish: list[structlog.typing.Processor] = [
+        timestamp,
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(),
     ]
-    if form == "text" or (form == "auto" and sys.stderr.isatty()):
-        finish = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    timestamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    if form == "text" or (form == "auto" and (sys.stderr.isatty() or is_journal())):
+        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+
+        def render(name: Any, method: str, event: structlog.typing.EventDict) -> str:
+            level = event["level"]
+            return prioritized(console(name, method, event).rstrip(), level)
+
+        finish = [render] if is_journal() else [timestamp, render]
     structlog.configure(
-        processors=[structlog.processors.add_log_level, timestamp, *finish],
+        processors=[structlog.processors.add_log_level, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=_Stderr()),  # type: ignore[arg-type]  # only write and flush
     )
