@@ -102,7 +102,7 @@ _PORTS = _Parsed("ports", settings.parse_list(settings.parse_ports))
 _CHECK = _Parsed("check", parse_check)
 _PEERS = _Parsed("addresses", settings.parse_list(settings.parse_ipv4))
 _INTERVAL = _Parsed("seconds", settings.parse_interval)
-_ENDPOINT = _Parsed("host:port", settings.parse_endpoint)
+_ENDPOINT = _Parsed("[host]:port", settings.parse_endpoint)
 _NAME = _Parsed("name", manifest.parse_name)
 _REPLICAS = _Parsed("number", settings.parse_number(1, 9999))
 
@@ -179,7 +179,12 @@ _SETTINGS = (
         "An older name of --dataplane, which leaves the iptables- of its values out.",
         "auto",
     ),
-    _setting("--metrics", _ENDPOINT, "Where to serve metrics over HTTP (needs kevip[metrics]).", "off"),
+    _setting(
+        "--metrics",
+        _ENDPOINT,
+        "Where to serve metrics over HTTP: [ADDRESS or INTERFACE]:PORT (needs kevip[metrics]).",
+        "off",
+    ),
     _RUN_DIR,
     _choice(
         "--log-format", get_args(log.Format), "auto is text on a terminal and in the journal, JSON elsewhere.", "auto"

@@ -41,7 +41,10 @@ _PROXYING = ("target", "global_masquerade", "allow_from", "ports")  # what means
 _LONGEST_FILE = 65536
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _PORTS = range(1, 2**16)
-_ENDPOINT = re.compile(r"(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+|localhost)):(?P<port>[0-9]{1,5})", re.ASCII)
+_ENDPOINT = re.compile(
+    r"(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+|localhost)|(?P<interface>[^\s/:*\[\]]{0,15})):(?P<port>[0-9]{1,5})",
+    re.ASCII,
+)
 
 # What no host can have.
 _UNUSABLE = {
@@ -54,13 +57,13 @@ _UNUSABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to listen."""
+    """Where to listen: at an address, at that of an interface, or, with no name of one, everywhere."""
 
-    host: IPv4Address | IPv6Address
+    host: IPv4Address | IPv6Address | str
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"  # noqa: PLR2004
+        return f"[{self.host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,10 +310,13 @@ def parse_interval(text: str) -> float:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Parse HOST:PORT. A host is an address: a name would have to be resolved at each start."""
+    """Parse HOST:PORT. A host is an address or an interface: a name would have to be resolved at each start."""
     match = _ENDPOINT.fullmatch(text)
-    if match and int(match["port"]) in _PORTS:
+    if match and (port := int(match["port"])) in _PORTS:
         with suppress(AddressValueError):
-            four = "127.0.0.1" if match["four"] == "localhost" else match["four"]
-            return Endpoint(IPv6Address(match["six"]) if match["six"] else IPv4Address(four), int(match["port"]))
-    raise ValueError(f"{text!r} is not an address and a port, such as 127.0.0.1:9112, 0.0.0.0:9112 or [::]:9112")
+            if match["six"]:
+                return Endpoint(IPv6Address(match["six"]), port)
+            if match["four"]:
+                return Endpoint(IPv4Address("127.0.0.1" if match["four"] == "localhost" else match["four"]), port)
+            return Endpoint(match["interface"], port)
+    raise ValueError(f"{text!r} is no [HOST]:PORT, such as :9112, 127.0.0.1:9112 or eth0:9112")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from io import BufferedReader, RawIOBase
+from ipaddress import IPv4Address, IPv6Address
 from itertools import accumulate
 from pathlib import Path
 from socketserver import ThreadingTCPServer
@@ -14,7 +15,7 @@ from threading import Lock, Thread, active_count
 from time import monotonic, time
 from typing import Any
 
-from prometheus_client import CollectorRegistry, MetricsHandler
+from prometheus_client import CollectorRegistry, MetricsHandler, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +24,7 @@ from kevip.core.messages import Role
 from kevip.dataplane.ruleset import Kind
 from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
+from kevip.host import interface
 from kevip.log import logger
 from kevip.status.observe import Facts, Look
 from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Moment, Record
@@ -217,12 +219,25 @@ def serve(endpoint: Endpoint, exporter: Exporter) -> None:
     """Serve from now on, to the end of the process; raises HostError if nothing can listen there."""
     registry = CollectorRegistry()
     registry.register(exporter)
+    ProcessCollector(registry=registry)
     handler = type("Handler", (_Handler,), {"registry": registry, "exporter": exporter})
-    family = socket.AF_INET6 if endpoint.host.version == 6 else socket.AF_INET  # noqa: PLR2004
-    server = type("Server", (_Server,), {"address_family": family})
     try:
-        listening = server((str(endpoint.host), endpoint.port), handler)
+        host = _address(endpoint.host)
+        family = socket.AF_INET6 if isinstance(host, IPv6Address) else socket.AF_INET
+        server = type("Server", (_Server,), {"address_family": family})
+        listening = server((str(host), endpoint.port), handler)
     except OSError as error:
         problem = f"cannot listen on {endpoint}: {error.strerror}: take another port or address"
         raise HostError(f"--metrics (METRICS): {problem}") from None
     Thread(target=listening.serve_forever, kwargs={"poll_interval": 3600.0}, daemon=True, name="metrics").start()
+
+
+def _address(host: IPv4Address | IPv6Address | str) -> IPv4Address | IPv6Address:
+    """Return the address to listen at: that of an interface, or any; raises OSError."""
+    if not isinstance(host, str):
+        return host
+    if host:
+        if address := interface.first_address(host):
+            return address
+        raise OSError(None, "that interface has no IPv4 address")
+    return IPv6Address("::") if socket.has_dualstack_ipv6() else IPv4Address("0.0.0.0")  # noqa: S104 - asked for

@@ -49,10 +49,11 @@ def get(host: Namespace, path: str, address: str = "127.0.0.1") -> tuple[int, st
 
 
 def scrape(host: Namespace) -> Samples:
-    """Return the value of each sample, by its name and its labels but vip, which all must have."""
+    """Return the value of each sample of kevip's own, by its name and its labels but vip, which all must have."""
     status, text = get(host, "/metrics")
     assert status == 200
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    families = text_string_to_metric_families(text)
+    samples = [sample for each in families if each.name.startswith("kevip_") for sample in each.samples]
     assert {sample.labels.pop("vip") for sample in samples} == {VIP}
     return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
 
@@ -154,8 +155,10 @@ def test_promtool_finds_nothing_wrong_with_them(host: Namespace, start: Start) -
         [ROOT / "script/promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
-    for family in text_string_to_metric_families(text):
-        assert family.name.startswith("kevip_")
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert families.pop("process_resident_memory_bytes").samples[0].value > 1_000_000
+    for name, family in families.items():
+        assert name.startswith(("kevip_", "process_"))
         assert family.documentation.endswith(".")
 
 
@@ -227,10 +230,37 @@ def test_programs_that_hang_do_not_keep_the_loop_from_turning(host: Namespace, s
     eventually(lambda: replica.role() == "master" and host.has(VIP), within=60, what="it serves again")
 
 
-@pytest.mark.parametrize(("listen", "address"), [("localhost", "127.0.0.1"), ("[::1]", "::1"), ("[::]", "10.77.0.11")])
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("localhost", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("[::]", "10.77.0.11"),
+        ("", "10.77.0.11"),
+        ("", "::1"),
+        ("eth0", "10.77.0.11"),
+    ],
+)
 def test_it_listens_where_it_is_told(host: Namespace, start: Start, listen: str, address: str) -> None:
     start(host, metrics=f"{listen}:{PORT}").master()
     assert get(host, "/healthz", address)[0] == 200
+
+
+def test_it_listens_at_the_address_of_an_interface_only(host: Namespace, start: Start) -> None:
+    start(host, metrics=f"eth0:{PORT}").master()
+    assert host.run("ss", "-Hltn").split()[3] == f"10.77.0.11:{PORT}"
+
+
+def test_an_interface_without_an_address_is_refused(host: Namespace, tmp_path: Path) -> None:
+    done = invoke(host, *arguments(tmp_path)[:-1], f"--metrics=eth7:{PORT}")
+    why = f"cannot listen on eth7:{PORT}: that interface has no IPv4 address: take another port or address"
+    assert (done.returncode, done.stderr) == (3, f"kevip: --metrics (METRICS): {why}\n")
+
+
+def test_without_ipv6_it_listens_at_all_addresses_too(host: Namespace, start: Start) -> None:
+    host.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    start(host, metrics=f":{PORT}").master()
+    assert get(host, "/healthz", "10.77.0.11")[0] == 200
 
 
 @pytest.mark.parametrize("drip", [b"", b"x"])

@@ -341,17 +341,19 @@ def test_an_unknown_argument_is_a_usage_error(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(("text", "endpoint"), [
     ("127.0.0.1:9112", "127.0.0.1:9112"), ("0.0.0.0:1", "0.0.0.0:1"), ("localhost:65535", "127.0.0.1:65535"),
-    ("[::]:9112", "[::]:9112"), ("[FE80::1]:80", "[fe80::1]:80"), ("", "None"),
+    ("[::]:9112", "[::]:9112"), ("[FE80::1]:80", "[fe80::1]:80"), ("", "None"), (":9112", ":9112"),
+    ("eth0:9112", "eth0:9112"), ("bond0.7:80", "bond0.7:80"),
 ])  # fmt: skip
 def test_metrics_listen_on_an_address(text: str, endpoint: str) -> None:
     assert str(read(GOOD, {"metrics": text}).metrics) == endpoint
 
 
 @pytest.mark.parametrize("text", [
-    "9112", ":9112", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x", "::1:9112", "[::1]",
-    "[127.0.0.1]:9112", "1.2.3:9112", "node1:9112", "127.0.0.1:9112 ", "127.0.0.1:٩", "[::g]:9112", "*:9112",
+    "9112", ":0", "eth0", "eth 0:9112", "an-interface-too-long:9112",
+    "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x", "::1:9112", "[::1]",
+    "[127.0.0.1]:9112", "1.2.3:9112", "127.0.0.1:9112 ", "127.0.0.1:٩", "[::g]:9112", "*:9112",
 ])  # fmt: skip
 def test_metrics_elsewhere_are_refused(text: str) -> None:
     assert problems(GOOD, {"metrics": text}) == [
-        f"--metrics (METRICS): {text!r} is not an address and a port, such as 127.0.0.1:9112, 0.0.0.0:9112 or [::]:9112"
+        f"--metrics (METRICS): {text!r} is no [HOST]:PORT, such as :9112, 127.0.0.1:9112 or eth0:9112"
     ]
