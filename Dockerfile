@@ -26,6 +26,7 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 FROM debian:bookworm-slim AS system
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 ucarp keepalived iptables nftables iproute2 conntrack tini \
+        ca-certificates \
     && dpkg --purge --force-depends --force-remove-essential --force-remove-protected \
         adduser apt debian-archive-keyring e2fsprogs gpgv hostname init-system-helpers \
         libapt-pkg6.0 libext2fs2 libgnutls30 libhogweed6 libidn2-0 libnettle8 libp11-kit0 libseccomp2 libss2 libstdc++6 \
@@ -39,7 +40,7 @@ RUN apt-get update \
 # What needed them, what nothing here uses or is there twice, and of Python what its developers and learners use.
 RUN rm -rf /usr/lib/python3.*/dbm /usr/lib/python3.*/sqlite3 /usr/lib/python3.*/lib-dynload/_dbm.* \
         /usr/lib/python3.*/lib-dynload/_sqlite3.* /usr/bin/perl5* /usr/sbin/arpd /usr/sbin/runuser \
-        /usr/bin/tini-static /usr/lib/*/libmvec.so.1 /usr/lib/*/libsnmp.so.40* \
+        /usr/bin/tini-static /usr/bin/openssl /usr/lib/*/libmvec.so.1 /usr/lib/*/libsnmp.so.40* \
         /usr/lib/python3.*/pydoc_data /usr/lib/python3.*/test /usr/lib/python3.*/lib-dynload/_test* \
         /usr/lib/python3.*/lib-dynload/_xxtest* /usr/lib/python3.*/turtle.py /usr/lib/python3.*/__pycache__/turtle.*
 

@@ -134,7 +134,7 @@ _SETTINGS = (
     _setting(
         "--check",
         _CHECK,
-        "Ask TARGET, and let a peer take over if it does not answer: tcp:PORT, icmp or http://HOST[:PORT]/PATH.",
+        "Ask TARGET, and let a peer take over if it does not answer: tcp:PORT, icmp, http[s]://HOST[:PORT]/PATH.",
     ),
     _number("--check-interval", "Seconds between questions.", "5"),
     _number("--check-fall", "Failures in a row after which TARGET is down.", "3"),

@@ -228,7 +228,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         if held and values.get(name):
             yield f"{label('hold_only')} and {label(name)} contradict each other: leave one of them out"
     if held and check and check.kind != "http":
-        yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http://HOST:PORT/PATH"
+        yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http[s]://HOST:PORT/PATH"
     if check and skew >= UNFIT:  # a check adds to the skew of a host that should come last
         yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
 

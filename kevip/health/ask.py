@@ -17,6 +17,7 @@ from kevip.election.packet import checksum
 
 _ECHO, _ECHO_REPLY = b"\x08\0", b"\0"  # ICMP: type and code of what is sent, the type of what comes back
 _OK = range(200, 400)
+_PORTS = {"http": 80, "https": 443}
 _LONGEST_HEAD = 16384
 _Place = tuple[str, int] | None  # address and port to ask from, if they matter
 
@@ -34,17 +35,17 @@ class Check:
 
 
 def parse_check(text: str) -> Check:
-    """Parse ``tcp:PORT``, ``icmp`` or ``http://HOST[:PORT][/PATH]``; raises ValueError."""
+    """Parse ``tcp:PORT``, ``icmp`` or ``http[s]://HOST[:PORT][/PATH]``; raises ValueError."""
     if text == "icmp":
         return Check(kind="icmp")
     if (found := re.fullmatch(r"tcp:([0-9]{1,5})", text)) and 0 < int(found[1]) <= 0xFFFF:  # noqa: PLR2004 - 16 bits
         return Check(kind="tcp", port=int(found[1]))
-    if re.fullmatch(r"http://[!-~]+", text):
+    if re.fullmatch(r"https?://[!-~]+", text):
         with suppress(ValueError):
             url = urlsplit(text)
             if url.hostname and url.hostname.encode("idna") and url.port != 0 and "@" not in url.netloc:
                 return Check(kind="http", url=text)
-    raise ValueError(f"{text!r} is none of tcp:PORT, icmp, http://HOST[:PORT]/PATH")
+    raise ValueError(f"{text!r} is none of tcp:PORT, icmp, http[s]://HOST[:PORT]/PATH")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,8 @@ def ask(check: Check, target: IPv4Address | None, timeout: float, source: IPv4Ad
     except TimeoutError:
         return UNANSWERED
     except OSError as error:
-        return Answer(problem=error.strerror or str(error) or type(error).__name__)
+        told = getattr(error, "verify_message", "")  # of a certificate
+        return Answer(problem=told or error.strerror or str(error) or type(error).__name__)
     return Answer(seconds=monotonic() - begin)
 
 
@@ -90,7 +92,8 @@ def _get(address: str, here: _Place, deadline: float) -> None:
     url = urlsplit(address)
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
     head = b""
-    with socket.create_connection((url.hostname or "", url.port or 80), _left(deadline), here) as connection:
+    plain = socket.create_connection((url.hostname or "", url.port or _PORTS[url.scheme]), _left(deadline), here)
+    with plain, _secured(plain, url.hostname, deadline) if url.scheme == "https" else plain as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n\r\n".encode())
         while not re.search(rb"\n\r?\n", head) and len(head) < _LONGEST_HEAD:
             connection.settimeout(_left(deadline))
@@ -102,6 +105,14 @@ def _get(address: str, here: _Place, deadline: float) -> None:
         raise OSError(None, "no HTTP answer")
     if int(status[1]) not in _OK:
         raise OSError(None, f"HTTP status {int(status[1])}")
+
+
+def _secured(plain: socket.socket, name: str | None, deadline: float) -> socket.socket:
+    """Return a connection by TLS to a host whose certificate the system's trust store vouches for; raises OSError."""
+    import ssl  # noqa: PLC0415 - 5 MB, which most do without
+
+    plain.settimeout(_left(deadline))
+    return ssl.create_default_context().wrap_socket(plain, server_hostname=name)
 
 
 def _echo(target: str, here: _Place, deadline: float) -> None:

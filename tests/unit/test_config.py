@@ -233,8 +233,8 @@ NOTHING = (
     ({"allow_from": ""}, "--allow-from (ALLOW_FROM): '' is not an IPv4 network, such as 192.0.2.0/24"),
     *(({"port": text}, f"--port (PORTS): {text!r} is no port, such as 443, 53/udp or 8000-8010")
       for text in ("", "0", "65536", "80-70", "80/icmp", "http", "٨٠", "-1", "1-")),
-    *(({"check": text}, f"--check (CHECK): {text!r} is none of tcp:PORT, icmp, http://HOST[:PORT]/PATH")
-      for text in ("", "tcp", "tcp:0", "tcp:65536", "https://10.0.0.1/", "http://", "http://:80/", "http://10.0.0.1:x/",
+    *(({"check": text}, f"--check (CHECK): {text!r} is none of tcp:PORT, icmp, http[s]://HOST[:PORT]/PATH")
+      for text in ("", "tcp", "tcp:0", "tcp:65536", "ftp://10.0.0.1/", "http://", "http://:80/", "http://10.0.0.1:x/",
                    "http://user@10.0.0.1/", "http://:pw@10.0.0.1/", "http://10.0.0.1/\r\n", "ICMP",
                    "http://[::1/", "http://a..b/", f"http://{64 * 'x'}.example/")),
     ({"check": "icmp", "advskew": "204"},

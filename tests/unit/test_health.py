@@ -1,14 +1,18 @@
 """How TARGET is asked, and what is made of its answers."""
 
 import http.server
+import os
 import select
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -111,6 +115,47 @@ def test_an_answer_is_read_as_far_as_its_head_goes(sent: bytes, problem: str) ->
         assert ask(parse_check(f"http://127.0.0.1:{port}?a=b#c"), None, TIMEOUT, None).problem == problem
         thread.join()
     assert requests == [f"GET /?a=b HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a certificate for localhost, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    subject = ["-addext", "subjectAltName=DNS:localhost", "-keyout", f"{path}.key", "-out", str(path)]
+    subprocess.run([*made.split(), *subject], check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.parametrize(("name", "trusted", "problem"), [
+    ("localhost", True, ""), ("localhost", False, "self-signed certificate"),
+    ("127.0.0.1", True, "IP address mismatch, certificate is not valid for '127.0.0.1'."),
+])  # fmt: skip
+def test_a_page_by_tls_is_well_if_the_system_trusts_its_certificate(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, name: str, trusted: bool, problem: str
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate) if trusted else os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, f"{certificate}.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        answer = ask(parse_check(f"https://{name}:{server.server_port}/204"), None, TIMEOUT, None)
+        server.shutdown()
+        thread.join()
+    assert (answer.problem, answer.seconds > 0) == (problem, not problem)
+
+
+def test_a_page_by_tls_that_does_not_shake_hands_is_waited_for_until_the_time_is_over() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        answer = ask(parse_check(f"https://127.0.0.1:{mute.getsockname()[1]}/"), None, 0.1, None)
+    assert answer.problem == "no answer in time"
+
+
+def test_a_page_by_tls_that_speaks_plainly_is_not_well(page: int) -> None:
+    assert "wrong version number" in ask(parse_check(f"https://127.0.0.1:{page}/200"), None, TIMEOUT, None).problem
 
 
 def test_an_echo_is_answered() -> None:
