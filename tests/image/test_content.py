@@ -57,7 +57,11 @@ def test_it_has_nothing_of_the_machine_that_built_it(node: Namespace) -> None:
     found = shell(
         node, "find /etc /run /usr/local /root /src /opt -name '*.crt' -o -name 'pip.conf' 2>/dev/null || true"
     )
-    assert found == ""
+    assert found == "/etc/ssl/certs/ca-certificates.crt\n"  # Debian's
+
+
+def test_it_has_the_authorities_that_debian_trusts_where_openssl_looks_for_them(node: Namespace) -> None:
+    assert int(shell(node, "ls -L /usr/lib/ssl/certs/*.0 | wc -l")) > 100
 
 
 @pytest.mark.parametrize("where", ["host", "none"])
