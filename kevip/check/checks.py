@@ -142,8 +142,8 @@ def _rules(config: Config, fitness: Fitness, backend: Backend) -> Iterator[Findi
     yield from rules.translating(backend, chains, movable="nftables" in installed())
     yield rules.postrouting(saved.get(backend.name, ""), vip, runs=runs)
     yield from rules.matching(saved, vip)
-    if runs and not config.global_masquerade and (tracked := conntrack.count(vip)):
-        yield rules.sources(tracked, conntrack.count_wrong(vip, tracked))
+    if runs and not config.global_masquerade and (tracked := conntrack.survey(vip)).total:
+        yield rules.sources(tracked.total, tracked.wrong)
 
 
 def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...]) -> Iterator[Finding]:

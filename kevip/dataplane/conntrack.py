@@ -1,6 +1,9 @@
 """The kernel's connection tracking of what goes to the VIP."""
 
 import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from time import monotonic
@@ -11,6 +14,9 @@ _SYSCTL = Path("/proc/sys/net/netfilter")
 _LOOSE, _COUNT, _MAX = (_SYSCTL / f"nf_conntrack_{name}" for name in ("tcp_loose", "count", "max"))
 _NONE_DELETED, _EXPIRED = "0 flow entries have been deleted", "such conntrack doesn't exist"
 """What ``conntrack`` fails with when there was nothing to delete, or no more of an entry that it had just listed."""
+
+SOURCE_PORTS = 65536 - 1024
+"""How many connections there can be from one address to one port: that many source ports the kernel gives out."""
 
 PATIENCE = 2.0
 """Seconds in which connections are deleted: a stop must not take longer where there are a hundred thousand."""
@@ -32,25 +38,45 @@ def fill() -> tuple[int, int] | None:
         return None
 
 
-def count(vip: IPv4Address, *conditions: str) -> int:
-    """Return how many connections to the VIP are tracked, of those that meet conditions; raises CommandError."""
+def count(vip: IPv4Address) -> int:
+    """Return how many connections to the VIP are tracked; raises CommandError."""
     # Its stdout may be long; the number is the last that it says.
-    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip), *conditions])
+    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)])
     return int(re.findall(r"(\d+) flow entries", said)[-1])
 
 
-def count_wrong(vip: IPv4Address, all_of_them: int) -> int:
-    """Return how many connections to the VIP do not have it as the source that TARGET sees; raises CommandError.
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """The connections to a VIP: all of them, and those whose source TARGET does not see as the VIP.
 
-    What this host answers itself is none of them.
+    ``ports`` has how many of the VIP's source ports each port of TARGET takes, by protocol and port.
     """
-    if all_of_them == count(vip, "--reply-dst", str(vip)):
-        return 0  # which saves reading the list: it may be long
-    said = command.run_now(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)])
-    return sum(each[0] != str(vip) != each[1] for each in _REPLY.findall(said))
+
+    total: int
+    wrong: int = 0
+    ports: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
-_REPLY = re.compile(r"src=\S+ dst=\S+ .*?src=(\S+) dst=(\S+)")
+def survey(vip: IPv4Address) -> Tracked:
+    """Return what is tracked of a VIP; raises CommandError. 0.6 s of a processor for 100,000 connections."""
+    rest, seen = b"", Counter[tuple[bytes, ...]]()
+    for piece in command.stream(["conntrack", "--dump", "--family", "ipv4", "--orig-dst", str(vip)]):
+        text = rest + piece
+        whole = text.rfind(b"\n") + 1
+        seen.update(_ENTRY.findall(text[:whole]))
+        rest = text[whole:]
+    total, wrong, ports, address = 0, 0, Counter[tuple[str, int]](), str(vip).encode()
+    for (protocol, answers, to, port), number in seen.items():
+        total += number
+        if answers != address != to:  # what this host answers itself is none of them
+            wrong += number
+        elif answers != address and port:
+            ports[protocol.decode(), int(port)] += number
+    return Tracked(total, wrong, ports)
+
+
+# The protocol, and where the answers come from, go to, and from which port.
+_ENTRY = re.compile(rb"^(\w+) .*?src=\S+ dst=\S+ .*?src=(\S+) dst=(\S+)(?: sport=(\d+))?", re.MULTILINE)
 
 
 def forget_untranslated(vip: IPv4Address) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from kevip.config import Endpoint
 from kevip.core.messages import Role
+from kevip.dataplane.conntrack import SOURCE_PORTS
 from kevip.dataplane.ruleset import Kind
 from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
@@ -31,7 +33,7 @@ from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Momen
 from kevip.status.verdict import Verdict, verdict
 
 _SHARED = 1.0  # seconds for which a look at the host serves all that ask: it starts three programs
-_MANY = 16  # threads, and peers that are shown: whoever can send on the network can make up any number of either
+_MANY = 16  # threads, peers and ports that are shown: whoever can send on the network can make up any number of them
 _PATIENCE = 5.0  # seconds that a client has to ask, and then to take what it is sent
 _PARTS = ("dnat", "snat", "forward", "guard", "refuse")  # of the rules, shown as 0 where there are none
 
@@ -138,10 +140,16 @@ def _of_host(facts: Facts | None) -> Iterator[Metric]:
         yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
         octets = {part: octets for part, (_, octets) in counters.items()}
         yield _counter("rule_bytes", "Bytes of the packets that rules matched.", octets, "rule")
-    if facts.connections is not None:
-        yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", facts.connections)
+    if tracked := facts.tracked:
+        yield _gauge("conntrack_entries", "Connections to the VIP that are tracked.", tracked.total)
         text = "Those of them whose source TARGET does not see as the VIP."
-        yield _gauge("conntrack_wrong_source", text, facts.wrong)
+        yield _gauge("conntrack_wrong_source", text, tracked.wrong)
+        text = (
+            f"Source ports of the VIP that connections to a port of TARGET take, of {SOURCE_PORTS}; the {_MANY} most."
+        )
+        most = Counter(tracked.ports).most_common(_MANY)
+        ports = {(protocol, str(port)): number for (protocol, port), number in most}
+        yield _gauge("source_ports_in_use", text, ports, "protocol", "port")
     text = "NAT chains of others that may translate before the rules of the VIP."
     yield _gauge("foreign_nat_chains", text, len(facts.foreign))
     if facts.report and (health := facts.report.health):

@@ -39,8 +39,7 @@ class Facts:
     report: Record | None = None
     held: tuple[Held, ...] = ()
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)  # by back end
-    connections: int | None = None
-    wrong: int = 0  # those whose source TARGET does not see as the VIP
+    tracked: conntrack.Tracked | None = None
     foreign: tuple[str, ...] = ()  # NAT chains of others that may translate before our rules
     flaws: tuple[str, ...] = ()  # what could not be read, which should be readable
 
@@ -108,7 +107,7 @@ class Look:
             flaws += tuple(self._flaws.values())
         rules = {name: tuple(rules[vip]) for name, rules in self._rules.items() if vip in rules}
         parts = {rule.part for rule in chain.from_iterable(rules.values())}
-        connections, wrong = None, 0
+        tracked = None
         held = tuple(
             Held(interface=name, prefix=each.ip.network.prefixlen, seconds=each.valid if each.is_lease(vip) else None)
             for name, each in self._addresses
@@ -116,8 +115,9 @@ class Look:
         )
         if self._privileged:
             with suppress(KevipError):
-                connections = conntrack.count(vip)
-                wrong = conntrack.count_wrong(vip, connections) if connections and Part.SNAT in parts else 0
+                tracked = conntrack.survey(vip)
+                if Part.SNAT not in parts:  # the source is not the VIP on purpose, or nothing is translated
+                    tracked = conntrack.Tracked(tracked.total)
         return Facts(
             vip=vip,
             at=now,
@@ -128,8 +128,7 @@ class Look:
             link=interface.link_problem(self._interfaces, report.interface) if report else "",
             held=held,
             rules=rules,
-            connections=connections,
-            wrong=wrong,
+            tracked=tracked,
             foreign=self._foreign(report, source=Part.MASQUERADE not in parts),
             flaws=flaws,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from kevip.dataplane.conntrack import SOURCE_PORTS
 from kevip.host import kernel
 from kevip.status.observe import Facts, Look
 from kevip.status.record import HANGS, PROSE, Record, to_json
@@ -130,13 +131,16 @@ def _rules(facts: Facts) -> str:
 def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
     """Yield what goes through the rules. Of a connection, nat sees the first packet only."""
     counters = facts.counters()
-    tracked = "" if facts.connections is None else f"{facts.connections} tracked now"
-    if facts.wrong:
-        tracked += f", {facts.wrong} with a wrong source"
+    tracked = f"{facts.tracked.total} tracked now" if facts.tracked else ""
+    if facts.tracked and facts.tracked.wrong:
+        tracked += f", {facts.tracked.wrong} with a wrong source"
     if "dnat" in counters:
         tracked = f"{counters['dnat'][0]} new since the rules are there, {tracked}"
     if tracked:
         yield "connections", tracked
+    if facts.tracked and (ports := facts.tracked.ports):
+        most = max(ports, key=lambda each: ports[each])
+        yield "source ports", f"{ports[most]} of {SOURCE_PORTS} in use, to {most[0]} {most[1]}"
     for part, (label, note) in _TRAFFIC.items():
         if part in counters:
             packets, octets = counters[part]
@@ -190,7 +194,10 @@ def _as_json(facts: Facts) -> dict[str, Any]:
         "rules": {prefix: [rule.text for rule in rules] for prefix, rules in facts.rules.items()},
         "missing_rules": facts.missing,
         "counters": {part: {"packets": counts[0], "bytes": counts[1]} for part, counts in facts.counters().items()},
-        "conntrack_entries": facts.connections,
-        "wrong_source": facts.wrong,
+        "conntrack_entries": facts.tracked.total if facts.tracked else None,
+        "wrong_source": facts.tracked.wrong if facts.tracked else 0,
+        "source_ports": {f"{name}:{port}": number for (name, port), number in facts.tracked.ports.items()}
+        if facts.tracked
+        else {},
         "foreign_nat": list(facts.foreign),
     }

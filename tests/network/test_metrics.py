@@ -17,7 +17,7 @@ import pytest
 import yaml
 from lab.network import ROUTER, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke
-from lab.traffic import tcp_source, udp_source
+from lab.traffic import tcp_source, track, udp_source
 from prometheus_client.parser import text_string_to_metric_families
 
 Start = Callable[..., Replica]
@@ -117,6 +117,19 @@ def test_the_counters_are_those_of_the_kernel(
     assert counters(node)["forward"][0] - packets >= 5, "the filter sees the packets of both directions"
 
 
+def test_the_source_ports_of_each_port_of_target_are_counted(network: Network, start: Start) -> None:
+    node = network.nodes[0]
+    replica = start(node, metrics=EVERYWHERE).master()
+    track(node, 60_000)
+    assert udp_source(network.client, VIP) == VIP
+    taken = [(("tcp", "8000"), 50_000), (("tcp", "8001"), 10_000), (("udp", "7000"), 1)]
+    for (protocol, port), number in taken:
+        assert value(node, "source_ports_in_use", protocol=protocol, port=port) == number
+    assert value(node, "conntrack_entries") == 60_001
+    told = invoke(node, "status", f"--run-dir={replica.run_dir}").stdout
+    assert "source ports 50000 of 64512 in use, to tcp 8000" in told
+
+
 def test_they_tell_what_happens(network: Network, start: Start) -> None:
     node = network.nodes[0]
     replica = start(node, metrics=EVERYWHERE, advskew=1).master()
@@ -175,6 +188,8 @@ def test_alerts_and_dashboard_ask_for_what_there_is(network: Network, start: Sta
     node = network.nodes[0]
     start(node, metrics=EVERYWHERE, check="icmp").master()
     eventually(lambda: value(node, "target_round_trip_seconds"), what="TARGET has answered")
+    assert tcp_source(network.client, VIP) == VIP  # which takes a source port
+    eventually(lambda: value(node, "source_ports_in_use", protocol="tcp", port="7000"), what="that is seen")
     labels: dict[str, set[str]] = {}
     values: dict[str, set[str]] = {}
     for name, pairs in scrape(node):

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from kevip.core.messages import Role
+from kevip.dataplane.conntrack import Tracked
 from kevip.status import metrics
 from kevip.status.metrics import Exporter
 from kevip.status.observe import Facts
@@ -49,8 +50,8 @@ def test_the_health_of_target_is_there_if_it_is_checked() -> None:
 
 
 def test_what_could_not_be_counted_is_not_shown_as_none() -> None:
-    assert "kevip_conntrack_entries" not in samples(connections=None)
-    assert samples(connections=0)["kevip_conntrack_entries"] == 0
+    assert "kevip_conntrack_entries" not in samples(tracked=None)
+    assert samples(tracked=Tracked(0))["kevip_conntrack_entries"] == 0
     exporter = Exporter(record())
     flawed = Facts(vip=VIP, at=monotonic(), run_dir=Path("/run"), flaws=("cannot read nat",))
     with mock.patch.object(metrics, "Look") as look:

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from kevip.core.messages import Reason, Role
+from kevip.dataplane.conntrack import Tracked
 from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
 from kevip.status.record import PROSE, Health, Record
@@ -51,7 +52,7 @@ FACTS = Facts(
     report=REPORT,
     held=(Held(interface="eth0", prefix=32, seconds=5),),
     rules={"iptables-nft": RULES},
-    connections=8,
+    tracked=Tracked(8, 0, {("tcp", 443): 5, ("udp", 53): 3}),
 )
 
 SHOWN = """\
@@ -62,6 +63,7 @@ SHOWN = """\
   address      on eth0, expires in 5 s if not renewed
   rules        4 in iptables-nft
   connections  12 new since the rules are there, 8 tracked now
+  source ports 5 of 64512 in use, to tcp 443
   forwarded    1234 packets, 1.23 MB, both directions
   dropped      1 packet, 60 B, not expected or not allowed
   peers        10.77.0.12 (advert 3 h 12 min ago)
@@ -95,7 +97,7 @@ def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
     held = tuple(Held(interface="i" * 15, prefix=32, seconds=number) for number in (None, 4 * 10**9))
     for facts in (
         replace(FACTS, vip=vip, report=report, held=held),
-        replace(FACTS, vip=vip, report=report, held=held[1:], connections=10**12),
+        replace(FACTS, vip=vip, report=report, held=held[1:], tracked=Tracked(10**12, 10**12, {("tcp", 65535): 10**5})),
         replace(FACTS, vip=vip, report=replace(report, interface="z" * 15, role=Role.MASTER), held=held[1:]),
         replace(FACTS, vip=vip, report=None, run_dir=Path("/" + "r" * 200)),
         replace(FACTS, vip=vip, running=False, held=held[1:] * 5),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kevip.core.messages import Reason, Role
+from kevip.dataplane.conntrack import Tracked
 from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
 from kevip.status.record import Health, Record
@@ -44,7 +45,7 @@ MASTER = Facts(
     report=report(),
     held=(HERE,),
     rules={"iptables-nft": RULES},
-    connections=2,
+    tracked=Tracked(2),
 )
 BACKUP = replace(MASTER, report=report(Role.BACKUP, peer=0.5), held=(), rules={})
 UP = Health(check="tcp:443", up=True, since=ago(60), round_trip_ms=1.2)
