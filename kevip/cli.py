@@ -25,6 +25,7 @@ from kevip.host import kernel, lock
 from kevip.serve import serve
 from kevip.status import text
 from kevip.status.runfile import StateFile
+from kevip.sync import conntrackd
 
 _STDERR = 2
 
@@ -167,6 +168,19 @@ _SETTINGS = (
     _number("--dead-ratio", "Adverts missed before a backup takes over.", "3"),
     _switch("--preempt", "Take over from a living master with a higher skew, or a lower priority."),
     _switch("--broadcast", "Advertise by broadcast (with ucarp), where switches drop multicast."),
+    _switch("--sync", "Copy connections to the other hosts, by conntrackd: silent ones survive a crash, too."),
+    _setting(
+        "--sync-interface",
+        _TEXT,
+        "Where they are copied, by multicast: who can send there can write into the hosts' kernels.",
+        "none",
+    ),
+    _setting(
+        "--sync-peers",
+        _PEERS,
+        "Addresses of all hosts there: copies are taken from these only. Two without --sync-interface use unicast.",
+        "whoever is there",
+    ),
     _choice(
         "--dataplane",
         get_args(Dataplane),
@@ -327,11 +341,11 @@ def _cleanup(**given: Any) -> None:
     if "NET_ADMIN" in kernel.missing_capabilities():
         raise HostError("capability NET_ADMIN is missing: run it as root")
     state = StateFile(run_dir, vip)
-    home = Home(run_dir, vip)
+    homes = Home(run_dir, vip), conntrackd.Home(run_dir, vip)
     with lock.take(vip):
         removed = [str(each) for each in plane.clear(vip, select("auto")[0])]
         try:
-            removed += [str(home.path)] if home.remove() else []
+            removed += [str(home.path) for home in homes if home.remove()]
             removed += [str(state.path)] if state.remove() else []
         except OSError as error:
             raise HostError(f"cannot remove {state.path}: {error.strerror}") from None

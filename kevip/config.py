@@ -37,7 +37,8 @@ _OF_ENGINE = {
 }
 _PLAIN_PATH = re.compile(r"[\w./+:@-]+", re.ASCII)
 RUN_DIR = Path("/run/kevip")
-_PROXYING = ("target", "global_masquerade", "allow_from", "ports")  # what means nothing if the VIP is only held
+_PROXYING = ("target", "global_masquerade", "allow_from", "ports", "sync")  # what means nothing if the VIP is only held
+_PAIR = 2  # hosts that a protocol for one peer is enough for
 _LONGEST_FILE = 65536
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _PORTS = range(1, 2**16)
@@ -93,6 +94,9 @@ class Config:
     dead_ratio: int = 3  # adverts missed (ucarp(8))
     preempt: bool = False
     broadcast: bool = False
+    sync: bool = False
+    sync_interface: str | None = None
+    sync_peers: tuple[IPv4Address, ...] = ()
     dataplane: Dataplane = "auto"
     metrics: Endpoint | None = None
     run_dir: Path = RUN_DIR
@@ -195,6 +199,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _misplaced(values)
     yield from _contradictions(values)
     yield from _of_keepalived(values)
+    yield from _of_sync(values)
+    yield from _strange_peers(values)
     if values.get("password") == "":
         yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
@@ -237,12 +243,37 @@ def _of_keepalived(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what does not fit keepalived."""
     if values.get("engine") == "keepalived" and not _PLAIN_PATH.fullmatch(str(values.get("run_dir", RUN_DIR))):
         yield f"{label('run_dir')}: keepalived takes a path of letters, digits and ./_+:@- only"
-    for peer in values.get("peers") or ():
-        if kind := "the VIP" if peer == values.get("vip") else _unusable(peer):
-            yield f"{label('peers')}: {peer} is {kind}: list the hosts' own addresses"
     interval, (shortest, longest) = values.get("advert_interval"), INTERVALS
     if interval is not None and not shortest <= interval <= longest:
         yield f"{label('advert_interval')}: {interval:g} is not from {shortest:g} to {longest:g} seconds"
+
+
+def _of_sync(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what does not fit conntrackd."""
+    sync, interface, peers = (label(name) for name in ("sync", "sync_interface", "sync_peers"))
+    given = {name: values[name] for name in ("sync_interface", "sync_peers") if values.get(name)}
+    if not values.get("sync"):
+        yield from (f"{label(name)} means nothing without {sync}" for name in given)
+        return
+    if not given:
+        trust = "who can send to conntrackd there writes into the hosts' kernels, so let it be a network of their own"
+        yield f"{sync} needs {interface}, or {peers} of two hosts: {trust}"
+    if "sync_interface" not in given and len(given.get("sync_peers", ())) > _PAIR:
+        yield f"{peers}: conntrackd sends to one host only, unless by multicast: set {interface}, for more than two"
+    if values.get("global_masquerade"):
+        translated = "other hosts do not have the address that it gives connections"
+        yield f"{sync} and {label('global_masquerade')} contradict each other, for {translated}: leave one of them out"
+    if not _PLAIN_PATH.fullmatch(str(values.get("run_dir", RUN_DIR))):
+        yield f"{label('run_dir')}: conntrackd takes a path of letters, digits and ./_+:@- only"
+    if not _PLAIN_PATH.fullmatch(values.get("sync_interface") or "-"):
+        yield f"{interface}: conntrackd takes a name of letters, digits and ./_+:@- only"
+
+
+def _strange_peers(values: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("peers", "sync_peers"):
+        for peer in values.get(name) or ():
+            if kind := "the VIP" if peer == values.get("vip") else _unusable(peer):
+                yield f"{label(name)}: {peer} is {kind}: list the hosts' own addresses"
 
 
 # What values are written like. All of these raise ValueError.

@@ -26,6 +26,7 @@ from kevip.loop import Loop
 from kevip.status.record import Record
 from kevip.status.reporter import Reporter
 from kevip.sync.handoff import Handoff
+from kevip.sync.replication import Replication
 
 READY = 10.0  # seconds after which systemd hears that the start is done, also out of the election: without a cable, say
 STOPS = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
@@ -33,6 +34,8 @@ STOPS = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 
 class Daemon:
     """Serves one VIP on this host until a signal says to stop. The only writer of what kevip changes on it."""
+
+    replication: Replication | None = None
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -61,6 +64,8 @@ class Daemon:
         try:
             self._loop.after(READY, partial(systemd.notify, "READY=1"))
             self._loop.after(0, self._due)
+            if self.replication:
+                self.replication.begin()
             self._turned()
             while not is_over(self.instance):
                 self._loop.turn()
@@ -95,6 +100,8 @@ class Daemon:
     def _turned(self) -> None:
         """Say that the loop turns."""
         self._loop.after(TICK, self._turned)
+        if self.replication:
+            self.replication.tend()
         self._reporter.write()
 
     def on_stop(self, number: signal.Signals) -> None:
@@ -172,6 +179,8 @@ class Daemon:
         self._engine.beat()
         if held is not holds:
             self._watch.serves(vip=holds)
+            if holds and self.replication:
+                self.replication.serves()
             self._report_move(self._loop.now() - begin, held=holds)
         return True
 
@@ -206,12 +215,16 @@ class Daemon:
         """Bring the record up to date with what only the daemon knows."""
         record.interface, record.dataplane = self._plane.interface or record.interface, self._plane.backend
         record.rules = self._plane.rules
+        record.sync = self.replication.state if self.replication else None
         record.peers, record.claims = self.instance.peers.advertised(), self._announcer.claims
 
     def _leave(self) -> None:
         """Leave nothing behind, also when the loop ended with an error."""
         with ExitStack() as ends:  # each of them, whatever becomes of the others
-            for end in (self._reporter.close, self._plane.end, self._announcer.detach, self._engine.close):
+            ends.callback(self._reporter.close)
+            if self.replication:
+                ends.callback(self.replication.close)  # once all else is done: copied deletions would cut connections
+            for end in (self._plane.end, self._announcer.detach, self._engine.close):
                 ends.callback(end)
             ends.callback(self._handoff.close)
             self._watch.close()

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from math import inf
 from time import monotonic
 from types import FrameType
-from typing import Protocol
+from typing import Annotated, Protocol
 
 Action = Callable[[], None]
+# Seconds of a clock that only goes forward: a daemon's own, or that since boot in what was read. A date in JSON.
+Moment = Annotated[float, "moment"]
 
 
 class Readable(Protocol):

@@ -27,9 +27,10 @@ from kevip.loop import Loop
 from kevip.status.record import Health, Record
 from kevip.status.reporter import Reporter
 from kevip.status.runfile import StateFile
-from kevip.sync import wire
+from kevip.sync import conntrackd, wire
 from kevip.sync.entries import Entries
 from kevip.sync.handoff import Group, Handoff
+from kevip.sync.replication import Replication
 
 Candidacy = ucarp.Candidacy | vrrpd.Candidacy
 
@@ -77,12 +78,16 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     proxy = Proxy(
         vip=config.vip, target=config.target, here=host.placement.source,
         global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
-        inlets=_inlets(config, candidacy),
+        inlets=_inlets(config, candidacy) + (host.copying.channel.inlets if host.copying else ()),
+        channel=host.copying.channel if host.copying else None,
     )  # fmt: skip
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
     plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
     plane.interface = host.placement.interface
+    if host.copying:
+        home = conntrackd.Home(config.run_dir, config.vip)
+        plane.copies = daemon.replication = Replication(loop, host.copying, home, reporter, lambda: plane.is_armed)
     daemon.attach(
         engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,

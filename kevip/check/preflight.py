@@ -1,16 +1,18 @@
 """The preflight: everything about this host that would keep kevip from working, told at once. Changes nothing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import TypeVar
 
 from kevip.config import Config
 from kevip.dataplane.backend import Backend
+from kevip.dataplane.rules import Channel
 from kevip.dataplane.select import save_all, select
 from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
+from kevip.sync import conntrackd
 
 _Found = TypeVar("_Found")
 
@@ -28,6 +30,7 @@ class Host:
     backend: Backend
     backend_reason: str
     forwards: bool
+    copying: conntrackd.Setup | None = None
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Fitness:
     placement: interface.Placement | None = None
     interfaces: tuple[interface.Interface, ...] = ()
     backend: tuple[Backend, str] | None = None
+    copying: conntrackd.Setup | None = None
     forwards: bool = True
     saved: dict[str, str] = field(default_factory=dict)  # what ``iptables-save`` prints in each back end
     service: kubernetes.Mode | None = None  # how kube-proxy handles a TARGET of its own
@@ -60,7 +64,7 @@ class Fitness:
 
 def packages(config: Config) -> dict[str, str]:
     """Return the programs that kevip runs with these settings, and the Debian packages that they come in."""
-    return {config.engine: config.engine, **PACKAGES}
+    return {config.engine: config.engine, **PACKAGES, **({"conntrackd": "conntrackd"} if config.sync else {})}
 
 
 def preflight(config: Config) -> Host:
@@ -69,7 +73,13 @@ def preflight(config: Config) -> Host:
     if found.problems or not found.placement or not found.backend:
         raise HostError(*(problem for about in found.problems.values() for problem in about))
     backend, reason = found.backend
-    return Host(placement=found.placement, backend=backend, backend_reason=reason, forwards=found.forwards)
+    return Host(
+        placement=found.placement,
+        backend=backend,
+        backend_reason=reason,
+        forwards=found.forwards,
+        copying=found.copying,
+    )
 
 
 def examine(config: Config) -> Fitness:
@@ -85,6 +95,7 @@ def examine(config: Config) -> Fitness:
     fitness.interfaces = fitness.attempt("interface", "ip", interface.listing) or ()
     if fitness.interfaces:
         fitness.placement = fitness.attempt("interface", "ip", lambda: locate(config, fitness.interfaces))
+        fitness.copying = fitness.attempt("sync", "ip", lambda: copying(config, fitness.interfaces))
     if "NET_ADMIN" not in lacking:  # without it, the rules cannot be read anyway
         fitness.backend = fitness.attempt("dataplane", "", lambda: select(config.dataplane))
     if fitness.backend:
@@ -134,6 +145,28 @@ def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> 
     """Find where the VIP belongs among these interfaces, or those of this host now; raises HostError, CommandError."""
     shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
     return interface.place(interfaces or interface.listing(), config.vip, config.interface, shared=shared)
+
+
+def copying(config: Config, interfaces: tuple[interface.Interface, ...]) -> conntrackd.Setup | None:
+    """Find where connections are copied among these interfaces, None if they are not; raises HostError."""
+    if not config.sync or not config.target:
+        return None
+    own = {each.ip.ip: there.name for there in interfaces for each in there.addresses}
+    listed = [each for each in config.sync_peers if each in own]
+    others = tuple(each for each in config.sync_peers if each not in own)
+    unicast = not config.sync_interface
+    if unicast and not listed:
+        raise HostError("--sync-peers (SYNC_PEERS) has no address of this host: list those of both hosts")
+    if unicast and len(others) != 1:
+        raise HostError("--sync-peers (SYNC_PEERS) has no address of another host: list those of both hosts")
+    there = interface.named(interfaces, config.sync_interface or own[listed[0]], "--sync-interface")
+    if problem := interface.link_problem((replace(there, carrier=True),), there.name):
+        raise HostError(problem)
+    addresses = [*(each for each in listed if own[each] == there.name), *there.primaries(config.vip)]
+    if not addresses:
+        raise HostError(f"interface {there.name} has no IPv4 address, which conntrackd needs as its source")
+    channel = Channel(port=conntrackd.port(config.target), interface=there.name, peers=others)
+    return conntrackd.Setup(target=config.target, channel=channel, source=addresses[0], unicast=unicast)
 
 
 def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidacy:

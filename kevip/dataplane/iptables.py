@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
+from socket import IPPROTO_UDP
 from typing import Literal
 
 from kevip.dataplane.backend import Changes
@@ -30,7 +31,7 @@ _TABLES = ("mangle", "filter", "nat")
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _KUBERNETES = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")  # a kubelet makes them for others to find (KEP-3178)
 
-_CHAINS = {Part.GUARD: "GUARD", Part.REFUSE: "IN", Part.DNAT: "DNAT", Part.SNAT: "SNAT"}
+_CHAINS = {Part.GUARD: "GUARD", Part.REFUSE: "IN", Part.SHIELD: "SYNC", Part.DNAT: "DNAT", Part.SNAT: "SNAT"}
 _NAMES = (*_CHAINS.values(), "FWD")  # the last one was made by 0.1.0
 _UNEXPECTED = "-m conntrack --ctstate NEW,INVALID,UNTRACKED"  # what belongs to no connection here
 
@@ -161,9 +162,10 @@ def _mark(vip: IPv4Address) -> str:
 
 
 def _match(inlet: Inlet) -> str:
-    ends = {"-s": inlet.source, "-d": inlet.destination}
-    port = f" -m tcp --dport {inlet.port}" if inlet.port else ""
-    return " ".join([*(f"{end} {address}" for end, address in ends.items() if address), f"-p {inlet.protocol}{port}"])
+    ends = {"-i": inlet.interface, "-s": inlet.source, "-d": inlet.destination}
+    kind = "udp" if inlet.protocol == IPPROTO_UDP else "tcp"
+    port = f" -m {kind} --dport {inlet.port}" if inlet.port else ""
+    return " ".join([*(f"{end} {each}" for end, each in ends.items() if each), f"-p {inlet.protocol}{port}"])
 
 
 def _translated(vip: IPv4Address) -> str:
@@ -179,6 +181,10 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[_Chain]:
         rest = f"{local} {_UNEXPECTED}"
         reset = f"{rest} -p tcp -j REJECT --reject-with tcp-reset"
         yield _Chain(table="filter", name=_name(Part.REFUSE, vip), hooks=("INPUT",), rules=(reset, f"{rest} -j REJECT"))
+    if Part.SHIELD in parts and (channel := proxy.channel):
+        peers = tuple(f"{_match(inlet)} -j RETURN" for inlet in channel.inlets)
+        rest = f"-p udp -m udp --dport {channel.port} -j DROP"
+        yield _Chain(table="filter", name=_name(Part.SHIELD, vip), hooks=("INPUT",), rules=(*peers, rest))
     if Part.DNAT in parts:
         wanted = [
             f"{local} -p {each.protocol} -m {each.protocol} --dport {each.first}:{each.last}" for each in proxy.ports

@@ -27,6 +27,7 @@ _PARTS = {
     "guard": Part.GUARD,
     "forward": Part.FORWARD,
     "refuse": Part.REFUSE,
+    "shield": Part.SHIELD,
     "prerouting": Part.DNAT,
     "output": Part.DNAT,
     "postrouting": Part.SNAT,
@@ -155,9 +156,7 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
         yield _chain("guard", "filter hook prerouting", _MANGLE - _AHEAD, *guards)
     if Part.FORWARD in parts:
         yield _chain("forward", "filter hook forward", _MANGLE - _AHEAD, f"{translated} counter")
-    if Part.REFUSE in parts and proxy.ports:
-        reset = f"{local} {_UNEXPECTED} meta l4proto tcp counter reject with tcp reset"
-        yield _chain("refuse", "filter hook input", _FILTER - _AHEAD, reset, f"{local} {_UNEXPECTED} counter reject")
+    yield from _inputs(proxy, parts, local)
     if Part.DNAT in parts:
         for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
             yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
@@ -166,6 +165,17 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
     if Part.SNAT in parts:
         snat = f"{translated} counter snat to {proxy.vip}"
         yield _chain("postrouting", "nat hook postrouting", srcnat, snat)
+
+
+def _inputs(proxy: Proxy, parts: Parts, local: str) -> Iterator[str]:
+    if Part.REFUSE in parts and proxy.ports:
+        reset = f"{local} {_UNEXPECTED} meta l4proto tcp counter reject with tcp reset"
+        yield _chain("refuse", "filter hook input", _FILTER - _AHEAD, reset, f"{local} {_UNEXPECTED} counter reject")
+    if Part.SHIELD in parts and (channel := proxy.channel):
+        heard, peers = f"udp dport {channel.port}", ", ".join(map(str, channel.peers))
+        strangers = [f'{heard} iifname != "{channel.interface}" counter drop']
+        strangers += [f"{heard} ip saddr != {{ {peers} }} counter drop"] if peers else []
+        yield _chain("shield", "filter hook input", _FILTER - _AHEAD, *strangers)
 
 
 def _chain(name: str, kind: str, priority: int, *rules: str) -> str:

@@ -37,6 +37,13 @@ _TOLD = 10  # drifts that are told, at most: there may be a rule for each of tho
 _PATIENCE = 3.0  # seconds that are waited at the end for what is under way
 
 
+class Copies(Protocol):
+    """What copies the connections that are tracked here to other hosts."""
+
+    def lets_go(self, level: Level) -> bool:
+        """Have what becomes of them here not reach the others; say whether they may be forgotten. For a thread."""
+
+
 class Listener(Protocol):
     """What is told, on the loop's thread."""
 
@@ -70,6 +77,8 @@ class _Look:
 class Plane:
     """Brings this host to a level, and keeps it there. To be made after privileges were dropped."""
 
+    copies: Copies | None = None
+
     def __init__(self, vip: IPv4Address, rules: Ruleset, loop: Loop, listener: Listener, warn: Warn) -> None:
         self._vip, self._rules = vip, rules
         self._loop, self._beside = loop, Beside(loop)
@@ -90,6 +99,11 @@ class Plane:
     def rules(self) -> dict[str, list[str]]:
         """The rules that are here when all is well, by back end, as they are saved; none until they were looked at."""
         return {each.name: rules for each, rules in self._rules.whole.items()} if self.level else {}
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether rules are on this host, as far as they belong there."""
+        return self._rules.here is True
 
     def apply(self, level: Level) -> None:
         """Bring the host to a level; raises KevipError.
@@ -154,7 +168,7 @@ class Plane:
             drop_all(self._vip, job.changes)
             if self._rules.may_have_any and level is Level.NONE:
                 self._rules.removes(job.changes)
-            if self._rules.translates:
+            if self._rules.translates and (not self.copies or self.copies.lets_go(level)):
                 left = conntrack.forget(self._vip)
         except KevipError as error:
             return partial(self._lowered, level, error)

@@ -11,7 +11,8 @@
                                              ports not listed:  filter INPUT: REJECT
 
 What is proxied is accepted in FORWARD only where the policy there is to drop, and last: what others refuse stays so. In
-the same way INPUT accepts what this host has to hear of the others.
+the same way INPUT accepts what this host has to hear of the others. What conntrackd hears, it takes from whomever: so
+INPUT drops, first of all, what is none of the others'.
 
 DNAT and DROP match only while the VIP is an address of this host, SNAT and ACCEPT only connections that came in for
 it: on a host that does not hold the VIP, they do nothing. So they are there before it is, and a takeover is an address.
@@ -21,6 +22,7 @@ Only a global masquerade is not like that, and comes with the takeover.
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from ipaddress import IPv4Address, IPv4Network
+from socket import IPPROTO_UDP
 from typing import Literal
 
 
@@ -31,6 +33,8 @@ class Part(StrEnum):
     """Drops what opens no connection that we want, or belongs to none."""
     REFUSE = auto()
     """Refuses what is sent to other ports than those that are proxied."""
+    SHIELD = auto()
+    """Drops what others than the hosts of the group send to conntrackd."""
     FORWARD = auto()
     """Counts what is forwarded."""
     ACCEPT = auto()
@@ -79,12 +83,28 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
-    """What this host has to hear of the others: an IP protocol, from or to an address, to a TCP port."""
+    """What this host has to hear of the others: an IP protocol, from or to an address, to a TCP or UDP port."""
 
     protocol: int
     port: int | None = None
     source: IPv4Address | None = None
     destination: IPv4Address | None = None
+    interface: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """Where conntrackd hears the other hosts: a UDP port on an interface; with ``peers``, these and nobody else."""
+
+    port: int
+    interface: str
+    peers: tuple[IPv4Address, ...] = ()
+
+    @property
+    def inlets(self) -> tuple[Inlet, ...]:
+        """What is heard there."""
+        sources = self.peers or (None,)
+        return tuple(Inlet(IPPROTO_UDP, port=self.port, source=each, interface=self.interface) for each in sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +113,8 @@ class Proxy:
 
     With ``global_masquerade``, everything that leaves this host is masqueraded instead, as older set-ups expect. With
     ``ports``, what is sent to others is refused. With ``allow_from``, what others send is dropped; ``here`` is this
-    host's address there, for its own processes send to the VIP from the VIP. Without a target nothing is proxied.
+    host's address there, for its own processes send to the VIP from the VIP. Without a target nothing is proxied. With
+    a ``channel``, what others send there is dropped.
     """
 
     vip: IPv4Address
@@ -103,6 +124,7 @@ class Proxy:
     ports: tuple[Ports, ...] = ()
     allow_from: tuple[IPv4Network, ...] = ()
     inlets: tuple[Inlet, ...] = ()
+    channel: Channel | None = None
 
     @property
     def parts(self) -> Parts:

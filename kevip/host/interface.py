@@ -112,7 +112,7 @@ def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None, *
         if address.ip.ip == vip and not address.is_lease(vip) and interface.name != shared
     ]
     try:
-        chosen = _named(interfaces, name) if name else _holding(interfaces, vip)
+        chosen = named(interfaces, name) if name else _holding(interfaces, vip)
         problems += _unfit(chosen, vip)
     except HostError as error:
         raise HostError(*problems, *error.problems) from None
@@ -121,11 +121,12 @@ def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None, *
     return Placement(interface=chosen.name, source=chosen.primaries(vip)[0])
 
 
-def _named(interfaces: Sequence[Interface], name: str) -> Interface:
+def named(interfaces: Sequence[Interface], name: str, setting: str = "--interface") -> Interface:
+    """Return the interface of a name that somebody has set; raises HostError."""
     for interface in interfaces:
         if interface.name == name:
             return interface
-    raise HostError(f"interface {name} does not exist: set --interface to one of {_names(interfaces)}")
+    raise HostError(f"interface {name} does not exist: set {setting} to one of {_names(interfaces)}")
 
 
 def _holding(interfaces: Sequence[Interface], vip: IPv4Address) -> Interface:

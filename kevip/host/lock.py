@@ -38,6 +38,26 @@ def taken() -> set[IPv4Address]:
     return found
 
 
+def take_copying(target: IPv4Address) -> socket.socket | None:
+    """Take the lock for the copies of connections to a TARGET, which one kevip of a host makes; None if it is taken."""
+    copying = socket.socket(socket.AF_UNIX)
+    try:
+        copying.bind(_copying(target))
+    except OSError:
+        copying.close()
+        return None
+    return copying
+
+
+def copies(target: IPv4Address) -> bool:
+    """Whether a kevip of this host makes copies of connections to a TARGET."""
+    return any(line.endswith(f" @{_copying(target)[1:]}") for line in _SOCKETS.read_text(errors="replace").splitlines())
+
+
+def _copying(target: IPv4Address) -> str:
+    return f"\0kevip-sync/{target}"
+
+
 def _holder(name: str) -> str:
     """Say which process holds a lock, if it can be told."""
     with socket.socket(socket.AF_UNIX) as peer:

@@ -28,8 +28,9 @@ from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
 from kevip.host import interface
 from kevip.log import logger
+from kevip.loop import Moment
 from kevip.status.observe import Facts, Look
-from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Moment, Record
+from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Record
 from kevip.status.verdict import Verdict, verdict
 
 _SHARED = 1.0  # seconds for which a look at the host serves all that ask: it starts three programs

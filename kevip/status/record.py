@@ -11,17 +11,17 @@ from importlib.metadata import version
 from ipaddress import IPv4Address
 from time import time
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from kevip.core.messages import Reason, Role
 from kevip.host import kernel
+from kevip.loop import Moment
+from kevip.sync.replication import Copies
 
 VERSION = version("kevip")
 HANGS = 15.0  # seconds without a turn of the loop after which a daemon hangs: it may wait for 10 s. As in kevip-probe
 # Upper bounds of the classes of durations, in seconds; one more class has none.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# Seconds of a clock that only goes forward: a daemon's own, or that since boot in what was read. A date in JSON.
-Moment = Annotated[float, "moment"]
 
 # What the reasons for a role are called in sentences.
 PROSE = {
@@ -93,6 +93,7 @@ class Record:
     bad_adverts: Counter[str] = field(default_factory=Counter)
     engine_starts: int = 0
     health: Health | None = None
+    sync: Copies | None = None
     rules: dict[str, list[str]] = field(default_factory=dict)  # that are here when all is well, by back end
     claims: dict[str, Moment] = field(default_factory=dict)  # the MAC addresses of others that claim the VIP, and when
     takeovers: Durations = field(default_factory=Durations)
