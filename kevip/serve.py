@@ -30,7 +30,7 @@ from kevip.status.runfile import StateFile
 from kevip.sync import conntrackd, wire
 from kevip.sync.entries import Entries
 from kevip.sync.handoff import Group, Handoff
-from kevip.sync.replication import Replication
+from kevip.sync.replication import Bystander, Replication
 
 Candidacy = ucarp.Candidacy | vrrpd.Candidacy
 
@@ -88,6 +88,8 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     if host.copying:
         home = conntrackd.Home(config.run_dir, config.vip)
         plane.copies = daemon.replication = Replication(loop, host.copying, home, reporter, lambda: plane.is_armed)
+    elif config.target:
+        plane.copies = Bystander(config.target)
     daemon.attach(
         engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,

@@ -5,7 +5,8 @@ host may have a hundred thousand rules and connections of others. A job beside i
 is still what it was begun for.
 """
 
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address
@@ -38,10 +39,10 @@ _PATIENCE = 3.0  # seconds that are waited at the end for what is under way
 
 
 class Copies(Protocol):
-    """What copies the connections that are tracked here to other hosts."""
+    """What may copy the connections that are tracked here to other hosts."""
 
-    def lets_go(self, level: Level) -> bool:
-        """Have what becomes of them here not reach the others; say whether they may be forgotten. For a thread."""
+    def spared(self, level: Level) -> AbstractContextManager[bool]:
+        """Have the others not notice what becomes of them; whether they may be forgotten. For a thread."""
 
 
 class Listener(Protocol):
@@ -168,11 +169,16 @@ class Plane:
             drop_all(self._vip, job.changes)
             if self._rules.may_have_any and level is Level.NONE:
                 self._rules.removes(job.changes)
-            if self._rules.translates and (not self.copies or self.copies.lets_go(level)):
-                left = conntrack.forget(self._vip)
+            if self._rules.translates:
+                left = self._forget(level)
         except KevipError as error:
             return partial(self._lowered, level, error)
         return partial(self._lowered, level, left=left)
+
+    def _forget(self, level: Level) -> int:
+        """Forget all connections without harm to the copies that others have; return how many are left."""
+        with self.copies.spared(level) if self.copies else nullcontext(True) as may:
+            return conntrack.forget(self._vip) if may else 0
 
     def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0) -> None:
         self._lowers = None
@@ -270,7 +276,7 @@ class Plane:
 
     def _clear(self, changes: Changes) -> list[Drift]:
         found = _strays(drop_all(self._vip, changes))
-        return found + _forgotten(self._vip, self._rules.removes(changes))
+        return found + _forgotten(self._vip, self._rules.removes(changes), partial(self._forget, Level.NONE))
 
     def end(self, patience: float = _PATIENCE) -> None:
         """Remove what is still here, and wait so many seconds for that; raises KevipError if something may be left."""
@@ -292,7 +298,8 @@ def clear(vip: IPv4Address, needed: Backend) -> list[Drift]:
     Raises KevipError, also if a back end that is needed does not work.
     """
     found = _strays(drop_all(vip))
-    return found + _forgotten(vip, remove(vip, select.installed().values(), [needed]))
+    forget = partial(conntrack.forget, vip)
+    return found + _forgotten(vip, remove(vip, select.installed().values(), [needed]), forget)
 
 
 def drop_all(vip: IPv4Address, changes: Changes = nullcontext) -> list[str]:
@@ -308,10 +315,10 @@ def _strays(names: list[str]) -> list[Drift]:
     return [Drift(Kind.ADDRESS, f"address on {name}") for name in names]
 
 
-def _forgotten(vip: IPv4Address, cleared: list[str]) -> list[Drift]:
+def _forgotten(vip: IPv4Address, cleared: list[str], forget: Callable[[], int]) -> list[Drift]:
     """Forget the connections that rules in these back ends translated, and say what was there."""
     found = [Drift(Kind.RULES, f"rules in {name}") for name in cleared]
     if cleared and (tracked := conntrack.count(vip)):
-        conntrack.forget(vip)
+        forget()
         found.append(Drift(Kind.RULES, f"{tracked} tracked connection{'' if tracked == 1 else 's'}"))
     return found

@@ -39,19 +39,36 @@ def taken() -> set[IPv4Address]:
 
 
 def take_copying(target: IPv4Address) -> socket.socket | None:
-    """Take the lock for the copies of connections to a TARGET, which one kevip of a host makes; None if it is taken."""
+    """Take the lock for the copies of connections to a TARGET, which one kevip of a host makes; None if it is taken.
+
+    Others can connect to it.
+    """
     copying = socket.socket(socket.AF_UNIX)
     try:
         copying.bind(_copying(target))
     except OSError:
         copying.close()
         return None
+    copying.listen()
     return copying
 
 
-def copies(target: IPv4Address) -> bool:
-    """Whether a kevip of this host makes copies of connections to a TARGET."""
-    return any(line.endswith(f" @{_copying(target)[1:]}") for line in _SOCKETS.read_text(errors="replace").splitlines())
+def find_copying(target: IPv4Address) -> socket.socket | None:
+    """Connect to who holds that lock; None if nobody does."""
+    copying = socket.socket(socket.AF_UNIX)
+    try:
+        copying.setblocking(False)  # when the backlog is full, connect would wait
+        copying.connect(_copying(target))
+    except OSError:
+        copying.close()
+        return None
+    return copying
+
+
+def peer_uid(peer: socket.socket) -> int:
+    """Return the user that is at the other end of a connection (unix(7), SO_PEERCRED)."""
+    uid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    return uid
 
 
 def _copying(target: IPv4Address) -> str:

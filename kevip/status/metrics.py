@@ -32,11 +32,12 @@ from kevip.loop import Moment
 from kevip.status.observe import Facts, Look
 from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Record
 from kevip.status.verdict import Verdict, verdict
+from kevip.sync.replication import Copies
 
 _SHARED = 1.0  # seconds for which a look at the host serves all that ask: it starts three programs
 _MANY = 16  # threads, peers and ports that are shown: whoever can send on the network can make up any number of them
 _PATIENCE = 5.0  # seconds that a client has to ask, and then to take what it is sent
-_PARTS = ("dnat", "snat", "forward", "guard", "refuse")  # of the rules, shown as 0 where there are none
+_PARTS = ("dnat", "snat", "forward", "guard", "refuse", "shield")  # of the rules, shown as 0 where there are none
 
 
 class Exporter(Collector):
@@ -121,6 +122,22 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     heard = {str(peer): _date(moment) for peer, moment in record.latest_peers(_MANY)}
     name = "peer_last_advert_timestamp_seconds"
     yield _gauge(name, f"When each of the last {_MANY} advertised (Unix time).", heard, "peer")
+    if record.sync:
+        yield from _of_sync(record.sync)
+
+
+def _of_sync(sync: Copies) -> Iterator[Metric]:
+    yield _gauge(
+        "sync_running", "Whether conntrackd runs, by this kevip or another one here.", sync.running or sync.elsewhere
+    )
+    yield _counter("sync_starts", "How often this kevip has started it.", sync.starts)
+    yield _gauge("sync_connections", "Connections of this host that it copies to others.", sync.sent_on)
+    yield _counter("sync_written", "Connections of others that it has written here since it runs.", sync.written)
+    yield _counter("sync_failed", "Those that the kernel did not take.", sync.failed)
+    yield _counter("sync_packets", "Packets that it has heard since it runs.", sync.heard)
+    yield _counter("sync_lost", "Messages of others that did not come since it runs.", sync.lost)
+    text = "When what it copies was last compared with the kernel (Unix time)."
+    yield _gauge("sync_resync_timestamp_seconds", text, _date(sync.resynced))
 
 
 def _date(moment: Moment) -> float:
@@ -136,7 +153,8 @@ def _of_host(facts: Facts | None) -> Iterator[Metric]:
         counters = dict.fromkeys(_PARTS, (0, 0)) | facts.counters()
         text = (
             "Packets that rules matched since these are there. dnat, snat: the first of each connection; "
-            "forward: all that is forwarded, in both directions; guard: dropped; refuse: sent to other ports."
+            "forward: all that is forwarded, in both directions; guard: dropped; refuse: sent to other ports; "
+            "shield: sent to conntrackd by strangers, and dropped."
         )
         yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
         octets = {part: octets for part, (_, octets) in counters.items()}

@@ -15,6 +15,7 @@ from kevip.host import kernel
 from kevip.status.observe import Facts, Look
 from kevip.status.record import HANGS, PROSE, Record, to_json
 from kevip.status.verdict import verdict
+from kevip.sync.replication import Copies
 
 _WIDTH = 80
 _LABEL = 15
@@ -28,6 +29,7 @@ _TRAFFIC = {
     "forward": ("forwarded", "both directions"),
     "guard": ("dropped", "not expected or not allowed"),
     "refuse": ("refused", "to other ports"),
+    "shield": ("kept out", "to conntrackd, by strangers"),
 }
 
 
@@ -93,6 +95,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     yield from _traffic(facts)
     if report:
         yield "peers", _peers(facts, report)
+        if report.sync:
+            yield "sync", _sync(facts, report.sync)
         yield "repairs", _counts(report.repairs)
         yield "bad adverts", _counts(report.bad_adverts)
 
@@ -152,6 +156,19 @@ def _peers(facts: Facts, report: Record) -> str:
     if more := len(report.peers) - len(shown):
         shown.append(f"{more} more")
     return ", ".join(shown) or "none heard: backups are silent"
+
+
+def _sync(facts: Facts, sync: Copies) -> str:
+    since = duration(facts.age(sync.since))
+    if sync.elsewhere:
+        return f"by another kevip of this host, which has the same target, for {since}"
+    if not sync.running:
+        return f"conntrackd does not run, for {since}"
+    last = f", the last {duration(facts.age(sync.heard_last))} ago" if sync.heard else ""
+    return (
+        f"on {sync.interface} for {since}: {sync.sent_on} connections of this host copied, {sync.written} of others "
+        f"written here; {sync.heard} packets heard{last}, {sync.lost} lost"
+    )
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -76,6 +76,9 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
     elif report.role is not Role.LEAVING:
         yield from _of_others(facts, report)
     yield from _of_rules(facts, report)
+    if (sync := report.sync) and not (sync.running or sync.elsewhere) and facts.age(sync.since) > _JOINING:
+        lost = "after a crash, connections would hang on which the client is silent"
+        yield f"conntrackd does not run: {lost}: its log says why, at conntrackd.ended"
     if (health := report.health) and not health.up:
         silent = f"does not answer {health.check}{f' ({health.problem})' if health.problem else ''}"
         if report.target:

@@ -8,16 +8,17 @@ import select
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from subprocess import Popen
 from typing import IO, cast
 
 from kevip.core.messages import Level
 from kevip.election.engine import Teller
-from kevip.errors import KevipError
+from kevip.errors import HostError, KevipError
 from kevip.host import command, lock
 from kevip.host.beside import Beside, Job
 from kevip.host.command import CommandError
@@ -28,6 +29,13 @@ _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0  # seconds before it is started again: dou
 _PATIENCE = 10.0  # seconds that a command has: it may have to look at a hundred thousand connections
 _ENDS = 2.0  # seconds that its end is waited for
 _AGAIN = 10.0  # seconds between questions for what was lost, at least
+_PASSED_ON = 2.0  # seconds that another kevip has to do what it is asked for
+_SOON = 1.0  # seconds that another kevip has to say what it wants
+_FLUSH, _RESYNC, _FETCH = (
+    ("-f", "internal"),
+    "-R",
+    "-n",
+)  # forget what is copied; compare it; have the others send theirs
 _LAST = 3  # lines that are kept, for its end
 
 
@@ -82,11 +90,52 @@ class _Child:
         return self._program.returncode
 
 
-class Replication:
+class Bystander:
+    """A kevip without conntrackd, beside another one of this host that may copy connections to the same TARGET."""
+
+    def __init__(self, target: IPv4Address) -> None:
+        self._target = target
+
+    def _say(self, *what: str) -> None:
+        """Ask conntrackd for something; raises KevipError if one runs and does not do it."""
+        if not (other := lock.find_copying(self._target)):
+            return
+        with other:
+            other.settimeout(_PASSED_ON)
+            try:
+                other.sendall(" ".join(what).encode())
+                done = other.recv(1)
+            except OSError:
+                done = b""
+        if not done:
+            raise HostError(f"another kevip's conntrackd did not do: {' '.join(what)}")
+
+    @contextmanager
+    def spared(self, level: Level) -> Iterator[bool]:
+        """Have the others not notice what becomes of connections here; yields whether they may be forgotten.
+
+        A host that stays keeps them, and fetches the heir's in their place, for it has looked at the TCP windows of its
+        own, which go on elsewhere. For a thread beside the loop.
+        """
+        goes = level is Level.NONE
+        yield self._is_flushed() and goes
+        with suppress(KevipError):
+            self._say(_RESYNC if goes else _FETCH)  # there may be other VIPs of this TARGET
+
+    def _is_flushed(self) -> bool:
+        """Have deletions not reach the others any more; say whether that was done."""
+        with suppress(KevipError):
+            self._say(*_FLUSH)
+            return True
+        return False
+
+
+class Replication(Bystander):
     """Runs conntrackd from ``begin`` on. ``is_safe`` says whether strangers are kept off by now."""
 
     def __init__(self, loop: Loop, setup: Setup, home: Home, teller: Teller, is_safe: Callable[[], bool]) -> None:
         self._loop, self._beside = loop, Beside(loop)
+        super().__init__(setup.target)
         self._setup, self._home, self._is_safe = setup, home, is_safe
         self._teller, self._log = teller, teller.log
         self._child: _Child | None = None
@@ -114,9 +163,29 @@ class Replication:
 
     def _may_run(self) -> bool:
         """Whether no other kevip runs one for this TARGET."""
-        self._lock = self._lock or lock.take_copying(self._setup.target)
+        if not self._lock and (mine := lock.take_copying(self._target)):
+            self._lock = mine
+            self._loop.watch(mine, partial(self._serve, mine))
         self._become(running=False, elsewhere=not self._lock)
         return bool(self._lock)
+
+    def _serve(self, mine: socket.socket) -> None:
+        """Do what another kevip of this host asks for."""
+        with suppress(OSError):  # it has gone already
+            other, _ = mine.accept()
+            if lock.peer_uid(other) == os.geteuid():
+                self._ask(partial(self._pass_on, other))
+            else:
+                other.close()
+
+    def _pass_on(self, other: socket.socket) -> Action:
+        with other, suppress(OSError):
+            other.settimeout(_SOON)
+            what = tuple(other.recv(100).decode(errors="replace").split())
+            if what in {_FLUSH, (_RESYNC,), (_FETCH,)}:
+                self._say(*what)
+                other.sendall(b".")
+        return _nothing
 
     def _become(self, *, running: bool, elsewhere: bool = False) -> None:
         if (running, elsewhere) != (self.state.running, self.state.elsewhere):
@@ -172,8 +241,8 @@ class Replication:
             del job
             try:
                 return question()
-            except CommandError as error:
-                return partial(self._log.debug, "conntrackd.silent", error=str(error))
+            except KevipError as error:
+                return partial(self._log.warning, "conntrackd.silent", error=str(error))
 
         self._beside.begin(work, _PATIENCE)
 
@@ -189,40 +258,47 @@ class Replication:
         if lost and now >= self._asked + _AGAIN:
             self._asked = now
             self._log.warning("conntrackd.lost", messages=state.lost, hint="it asks the others for all connections")
-            self._ask(partial(self._say, "-n"))
+            self._ask(self._fetch)
 
-    def _say(self, *what: str) -> Action:
-        command.told_now(self._home.argv(*what))
-        return lambda: None
+    def _fetch(self) -> Action:
+        self._say(_FETCH)
+        return _nothing
+
+    def _say(self, *what: str) -> None:
+        if self._child:
+            command.told_now(self._home.argv(*what))
+        elif not self._lock:
+            super()._say(*what)
 
     def serves(self) -> None:
         """Have it copy the connections of a VIP that is here now, also those that it has written here itself."""
-        if self._child:
-            self._ask(self._compare)
+        self._ask(self._compare)
 
     def _compare(self) -> Action:
-        self._say("-R")
+        self._say(_RESYNC)
         return self._compared
 
     def _compared(self) -> None:
         self.state.resynced = self._loop.now()
         self._log.info("conntrackd.resynced")
 
-    def lets_go(self, level: Level) -> bool:
-        """Have what becomes of connections here not reach the others; say whether they may be forgotten.
+    def _is_flushed(self) -> bool:
+        if not (flushed := super()._is_flushed()) and (child := self._child):
+            child.kill()  # it is started again
+            return True
+        return flushed
 
-        They may when nothing of ours is to be left. For a thread beside the loop.
-        """
-        child = self._child
-        if level is Level.NONE:
-            self._wanted = False
-            if child:
-                child.kill()
-            return bool(self._lock) or not lock.copies(self._setup.target)
-        if child:
-            with suppress(KevipError):
-                self._say("-f", "internal")
-        return False
+    @contextmanager
+    def spared(self, level: Level) -> Iterator[bool]:
+        """End it, if nothing of ours is to be left, else as for others."""
+        if level is not Level.NONE or not self._lock:
+            with super().spared(level) as may:
+                yield may
+            return
+        self._wanted = False
+        if child := self._child:
+            child.kill()
+        yield True
 
     def close(self) -> None:
         """End it."""
@@ -233,4 +309,9 @@ class Replication:
             child.close()
         self._home.remove()
         if self._lock:
+            self._loop.forget(self._lock)
             self._lock.close()
+
+
+def _nothing() -> None:
+    """Do nothing more."""

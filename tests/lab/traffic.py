@@ -165,11 +165,13 @@ class Speaker:
         with network.target.entered():
             self._server = socket.create_server((TARGET, SPEAKS))
         self._accepted: list[socket.socket] = []
+        self._clients: list[socket.socket] = []
 
     def connect(self, host: Namespace, address: str = VIP, sport: int = 0) -> socket.socket:
         """Connect from a host."""
         with host.entered():
             client = socket.create_connection((address, SPEAKS), 20, ("0.0.0.0", sport))  # noqa: S104 - any of its own
+        self._clients.append(client)
         self._accepted.append(self._server.accept()[0])
         return client
 
@@ -179,8 +181,8 @@ class Speaker:
             each.sendall(b"!")
 
     def close(self) -> None:
-        """Close all ends here."""
-        for each in (self._server, *self._accepted):
+        """Close all ends."""
+        for each in (self._server, *self._clients, *self._accepted):
             each.close()
 
 

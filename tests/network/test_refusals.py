@@ -78,6 +78,22 @@ def test_says_what_to_install(refused: Refused, program: str, package: str) -> N
     assert f"kevip: {program} is not installed: apt-get install {package}\n" in message
 
 
+def test_says_what_to_install_for_copies_of_connections(refused: Refused) -> None:
+    status, message = refused(*ARGUMENTS, "--sync", "--sync-interface=eth0", after=HIDE.format("conntrackd"))
+    assert (status, message) == (3, "kevip: conntrackd is not installed: apt-get install conntrackd\n")
+
+
+@pytest.mark.parametrize(("options", "problem"), [
+    (["--sync-interface=eth7"], "interface eth7 does not exist: set --sync-interface to one of lo, eth0, peer0"),
+    (["--sync-interface=peer0"], "interface peer0 has no IPv4 address, which conntrackd needs as its source"),
+    (["--sync-peers=10.77.0.12,10.77.0.13"],
+     "--sync-peers (SYNC_PEERS) has no address of this host: list those of both hosts"),
+    (["--sync-peers=10.77.0.11"], "--sync-peers (SYNC_PEERS) has no address of another host: list those of both hosts"),
+])  # fmt: skip
+def test_refuses_copies_of_connections_that_cannot_be_made(refused: Refused, options: list[str], problem: str) -> None:
+    assert refused(*ARGUMENTS, "--sync", *options) == (3, f"kevip: {problem}\n")
+
+
 @pytest.mark.parametrize(("program", "dataplane", "package"), [
     ("iptables-legacy", "iptables-legacy", "iptables"), ("iptables-nft", "iptables-nft", "iptables"),
     ("nft", "nftables", "nftables"),

@@ -15,6 +15,7 @@ from kevip.status import metrics
 from kevip.status.metrics import Exporter
 from kevip.status.observe import Facts
 from kevip.status.record import HANGS, Health, Record
+from kevip.sync.replication import Copies
 
 VIP = IPv4Address("10.0.0.100")
 
@@ -47,6 +48,16 @@ def test_the_health_of_target_is_there_if_it_is_checked() -> None:
     assert down["kevip_target_up"] == 0
     assert "kevip_target_round_trip_seconds" not in down
     assert "kevip_target_up" not in samples()
+
+
+def test_the_copies_of_connections_are_there_if_they_are_made() -> None:
+    now = monotonic()
+    copies = Copies(interface="eth1", elsewhere=True, since=now, sent_on=5, lost=2, heard_last=now, resynced=now)
+    families = Exporter(record(sync=copies)).collect()
+    made = {family.name: sample.value for family in families for sample in family.samples[:1]}
+    assert (made["kevip_sync_running"], made["kevip_sync_connections"], made["kevip_sync_lost"]) == (1, 5, 2)
+    assert abs(made["kevip_sync_resync_timestamp_seconds"] - time()) < 10
+    assert not any("sync" in family.name for family in Exporter(record()).collect())
 
 
 def test_what_could_not_be_counted_is_not_shown_as_none() -> None:

@@ -15,6 +15,7 @@ from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
 from kevip.status.record import PROSE, Health, Record
 from kevip.status.text import as_json, as_text, duration, is_ok, size
+from kevip.sync.replication import Copies
 
 VIP = IPv4Address("10.77.0.100")
 NOW = 2e9
@@ -77,6 +78,23 @@ def shown(facts: Facts) -> str:
 
 def test_a_master_as_people_see_it() -> None:
     assert shown(FACTS) == SHOWN
+
+
+def test_says_how_it_is_with_the_copies_of_connections() -> None:
+    copies = Copies(
+        interface="eth1", running=True, since=ago(180), starts=1, sent_on=150, written=2, heard=9, heard_last=ago(1),
+        resynced=ago(180),
+    )  # fmt: skip
+    told = {
+        "on eth1 for 3 min: 150 connections of this host copied, 2 of others written here; "
+        "9 packets heard, the last 1.0 s ago, 0 lost": copies,
+        "conntrackd does not run, for 3 min": replace(copies, running=False),
+        "by another kevip of this host, which has the same target, for 3 min": replace(
+            copies, running=False, elsewhere=True
+        ),
+    }
+    for line, sync in told.items():
+        assert f" sync {line} " in " ".join(shown(replace(FACTS, report=replace(REPORT, sync=sync))).split())
 
 
 def test_it_fits_80_columns_whatever_there_is_to_say() -> None:

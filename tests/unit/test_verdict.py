@@ -13,6 +13,7 @@ from kevip.dataplane.rules import Part, Rule
 from kevip.status.observe import Facts, Held
 from kevip.status.record import Health, Record
 from kevip.status.verdict import verdict
+from kevip.sync.replication import Copies
 
 VIP = IPv4Address("10.0.0.100")
 PEER = IPv4Address("10.0.0.12")
@@ -48,6 +49,7 @@ MASTER = Facts(
     tracked=Tracked(2),
 )
 BACKUP = replace(MASTER, report=report(Role.BACKUP, peer=0.5), held=(), rules={})
+COPIES = Copies(interface="eth1", since=ago(60), heard_last=ago(60), resynced=ago(60))
 UP = Health(check="tcp:443", up=True, since=ago(60), round_trip_ms=1.2)
 DOWN = Health(check="tcp:443", up=False, since=ago(60), problem="connection refused")
 
@@ -74,6 +76,9 @@ def with_health(facts: Facts, health: Health) -> Facts:
     (replace(BACKUP, report=report(Role.BACKUP, since=1, peer=0.5), rules={"iptables-nft": RULES}),
      "10.0.0.12 serves the VIP, this host is ready to take over"),  # they drain
     (with_health(MASTER, UP), "this host serves the VIP"),
+    (changed(MASTER, sync=replace(COPIES, running=True)), "this host serves the VIP"),
+    (changed(MASTER, sync=replace(COPIES, elsewhere=True)), "this host serves the VIP"),
+    (changed(MASTER, sync=replace(COPIES, since=ago(2))), "this host serves the VIP"),
     (changed(BACKUP, reason=Reason.NOBODY), "10.0.0.12 serves the VIP, this host is ready to take over"),
     (with_health(changed(BACKUP, target=None), DOWN), "10.0.0.12 serves the VIP, this host is ready to take over"),
     (changed(replace(MASTER, held=(HERE, replace(HERE, interface="kube-ipvs0", seconds=None))), target=None),
@@ -115,6 +120,7 @@ def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
     (replace(BACKUP, report=report(Role.BACKUP)), "nobody advertises: no master was heard for 100 s", "restart kevip"),
     (with_health(MASTER, DOWN), "192.0.2.9 does not answer tcp:443 (connection refused)", "route"),
     (replace(BACKUP, link="interface eth0 is down: do this"), "interface eth0 is down", "do this"),
+    (changed(BACKUP, sync=COPIES), "conntrackd does not run", "conntrackd.ended"),
     (changed(BACKUP, reason=Reason.NOBODY, peers={}), "nobody holds the VIP", "log"),
     (changed(BACKUP, reason=Reason.UNFIT), "this host cannot serve", "takeover.failed"),
     (changed(BACKUP, role=Role.INIT, reason=Reason.UNFIT, since=ago(1)), "this host cannot serve", "takeover.failed"),
