@@ -84,7 +84,7 @@ def test_says_what_to_install_for_copies_of_connections(refused: Refused) -> Non
 
 
 @pytest.mark.parametrize(("options", "problem"), [
-    (["--sync-interface=eth7"], "interface eth7 does not exist: set --sync-interface to one of lo, eth0, peer0"),
+    (["--sync-interface=eth7"], "interface eth7 does not exist: set --sync-interface to one of lo, peer0, eth0"),
     (["--sync-interface=peer0"], "interface peer0 has no IPv4 address, which conntrackd needs as its source"),
     (["--sync-peers=10.77.0.12,10.77.0.13"],
      "--sync-peers (SYNC_PEERS) has no address of this host: list those of both hosts"),

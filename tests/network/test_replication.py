@@ -266,6 +266,7 @@ def stranger(node: Namespace, directory: Path, interface: str, peer: str = "") -
     finally:
         program.kill()
         program.wait()
+        node.run("conntrack", "-F")
 
 
 def _asked(node: Namespace, home: Home, what: str) -> int:
@@ -318,28 +319,27 @@ def test_without_a_rule_a_stranger_would(network: Network, start: Start, tmp_pat
 def test_two_vips_with_one_target_have_one_conntrackd_on_each_host(
     network: Network, start: Start, together: bool
 ) -> None:
-    """Two would send each other's entries to and fro. Where one of the kevips ends, the other takes over."""
+    """Two would send each other's entries back and forth. Where one of the kevips ends, the other takes over."""
     first, second = network.nodes[:2]
     ones = {first: copying(start, first, advskew=1), second: copying(start, second, advskew=20)}
-    others = {
-        node: start(node, vip=VIP2, sync=True, sync_interface="eth1", advskew=1 + 19 * ((node == first) ^ together))
-        for node in (first, second)
-    }
-    heirs = {VIP: second, VIP2: second if together else first}
+    master = first if together else second
+    others = {}
+    for node, skew in ((master, 1), (second if together else first, 20)):
+        others[node] = start(node, vip=VIP2, sync=True, sync_interface="eth1", advskew=skew).ready()
     ones[first].master()
-    others[first if together else second].master()
+    others[master].master()
     for replica in others.values():
         eventually(lambda replica=replica: replica.state()["sync"]["elsewhere"], what="it says so")  # type: ignore[misc]
     with speaker(network) as speaks:
         silent = silent_ones(speaks, network, 10) + silent_ones(speaks, network, 10, VIP2)
         for vip in (VIP, VIP2):
             known([first, second], 10, vip)
-        time.sleep(1)  # what goes to and fro would have gone many times
+        time.sleep(1)  # what goes back and forth would have gone many times
         heard = ones[second].state()["sync"]["heard"]
         assert heard < 200
         ones[first].stop()
         others[first].logged("conntrackd.started")
-        eventually(lambda: heirs[VIP].has(VIP), what="the VIP has moved")
+        eventually(lambda: second.has(VIP), what="the VIP has moved")
         for vip in (VIP, VIP2):
             known([second], 10, vip)
         network.cut(first)
