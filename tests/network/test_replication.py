@@ -322,12 +322,11 @@ def test_two_vips_with_one_target_have_one_conntrackd_on_each_host(
     """Two would send each other's entries back and forth. Where one of the kevips ends, the other takes over."""
     first, second = network.nodes[:2]
     ones = {first: copying(start, first, advskew=1), second: copying(start, second, advskew=20)}
-    master = first if together else second
-    others = {}
-    for node, skew in ((master, 1), (second if together else first, 20)):
-        others[node] = start(node, vip=VIP2, sync=True, sync_interface="eth1", advskew=skew).ready()
     ones[first].master()
-    others[master].master()
+    others = {}
+    for node in (first, second) if together else (second, first):  # the first one is master
+        others[node] = start(node, vip=VIP2, sync=True, sync_interface="eth1").ready()
+        eventually(lambda: network.holders(VIP2), what="it has a master")
     for replica in others.values():
         eventually(lambda replica=replica: replica.state()["sync"]["elsewhere"], what="it says so")  # type: ignore[misc]
     with speaker(network) as speaks:
