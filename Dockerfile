@@ -26,7 +26,7 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 FROM debian:bookworm-slim AS system
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 ucarp keepalived iptables nftables iproute2 conntrack tini \
-        ca-certificates \
+        ca-certificates conntrackd \
     && dpkg --purge --force-depends --force-remove-essential --force-remove-protected \
         adduser apt debian-archive-keyring e2fsprogs gpgv hostname init-system-helpers \
         libapt-pkg6.0 libext2fs2 libgnutls30 libhogweed6 libidn2-0 libnettle8 libp11-kit0 libseccomp2 libss2 libstdc++6 \

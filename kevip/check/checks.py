@@ -5,6 +5,7 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from kevip.check import election, rules, traffic, vrrp
+from kevip.check.copies import copies
 from kevip.check.preflight import Fitness, examine, packages, vrrp_candidacy
 from kevip.check.report import Finding, failed, ok, warning
 from kevip.config import Config
@@ -48,6 +49,8 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
             yield from _attempt("election", _election(config, here, place.source, seconds))
         if config.target:
             yield from _attempt("route", _way(config.target, here, fitness.interfaces))
+    if config.sync:
+        yield from _sync(fitness)
     if config.target:
         yield from _proxy(config, config.target, fitness)
     else:
@@ -96,6 +99,13 @@ def _kevip(vip: IPv4Address, fitness: Fitness) -> Finding:
     if here or any(vip in each.rules(saved[name]) for name, each in installed().items() if name in saved):
         return ok("kevip", f"was killed here while it served VIP {vip}; the next start removes what is left")
     return ok("kevip", f"does not run here for VIP {vip}")
+
+
+def _sync(fitness: Fitness) -> Iterator[Finding]:
+    yield from _told(fitness, "sync", "")
+    if (setup := fitness.copying) and fitness.placement:
+        there = next(each for each in fitness.interfaces if each.name == setup.channel.interface)
+        yield from copies(setup, there, fitness.placement.interface)
 
 
 def _multicast(config: Config, here: Interface) -> Finding:

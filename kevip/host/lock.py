@@ -65,6 +65,14 @@ def find_copying(target: IPv4Address) -> socket.socket | None:
     return copying
 
 
+def copies(target: IPv4Address) -> bool:
+    """Whether somebody holds it."""
+    found = find_copying(target)
+    if found:
+        found.close()
+    return bool(found)
+
+
 def peer_uid(peer: socket.socket) -> int:
     """Return the user that is at the other end of a connection (unix(7), SO_PEERCRED)."""
     uid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]

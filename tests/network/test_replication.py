@@ -315,6 +315,36 @@ def test_without_a_rule_a_stranger_would(network: Network, start: Start, tmp_pat
         eventually(lambda: knows_stranger(network.nodes[0]), what="a peer's connection is taken")
 
 
+def test_check_says_who_could_write_there(network: Network) -> None:
+    node = network.nodes[0]
+    basic = ["check", f"--vip={VIP}", f"--target={TARGET}", "--password=x", "--sync", "--json", "--seconds=1"]
+
+    def found(*options: str) -> list[tuple[str, str]]:
+        told = json.loads(invoke(node, *basic, *options).stdout)["findings"]
+        return [(each["verdict"], each["found"]) for each in told if each["check"] == "sync"]
+
+    number = port(IPv4Address(TARGET))
+    assert found(f"--sync-peers={SYNC}.11,{SYNC}.12") == [
+        ("ok", f"UDP port {number} on eth1, from {SYNC}.11, by unicast, with {SYNC}.12")
+    ]
+    assert [verdict for verdict, _ in found("--sync-interface=eth1", f"--sync-peers={PEERS}")] == ["ok"]
+    assert "whoever can send on eth1" in found("--sync-interface=eth1")[1][1]
+    assert "the VIP's network too" in found("--sync-interface=eth0", f"--sync-peers={LAN}.11,{LAN}.12")[1][1]
+    assert found("--sync-interface=eth7")[0][0] == "failed"
+    with node.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", number))
+        assert "another program" in found("--sync-interface=eth1", f"--sync-peers={PEERS}")[1][1]
+
+
+def test_copies_are_taken_where_the_firewall_takes_nothing(network: Network, start: Start) -> None:
+    copying(start, network.nodes[0], sync_peers=PEERS).master()
+    network.nodes[1].run("iptables-nft", "-P", "INPUT", "DROP")
+    backup = copying(start, network.nodes[1], sync_peers=PEERS)
+    with speaker(network) as speaks:
+        silent_ones(speaks, network, 5)
+        known([backup.node], 5)
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_two_vips_with_one_target_have_one_conntrackd_on_each_host(
     network: Network, start: Start, together: bool

@@ -260,6 +260,48 @@ def test_what_proxies_contradicts_holding_the_vip_only() -> None:
     ]
 
 
+TRUST = "who can send to conntrackd there writes into the hosts' kernels, so let it be a network of their own"
+
+
+@pytest.mark.parametrize(("env", "found"), [
+    ({"sync": "1"},
+     [f"--sync (SYNC) needs --sync-interface (SYNC_INTERFACE), or --sync-peers (SYNC_PEERS) of two hosts: {TRUST}"]),
+    ({"sync_interface": "eth1", "sync_peers": "10.0.0.1"},
+     ["--sync-interface (SYNC_INTERFACE) means nothing without --sync (SYNC)",
+      "--sync-peers (SYNC_PEERS) means nothing without --sync (SYNC)"]),
+    ({"sync": "1", "sync_peers": "10.0.0.1,10.0.0.2,10.0.0.3"},
+     [("--sync-peers (SYNC_PEERS): conntrackd sends to one host only, unless by multicast: "
+      "set --sync-interface (SYNC_INTERFACE), for more than two")]),
+    ({"sync": "1", "sync_peers": "10.0.0.1,10.0.0.100"},
+     ["--sync-peers (SYNC_PEERS): 10.0.0.100 is the VIP: list the hosts' own addresses"]),
+    ({"sync": "1", "sync_interface": "eth1", "global_masquerade": "1"},
+     [("--sync (SYNC) and --global-masquerade (GLOBAL_MASQUERADE) contradict each other, "
+      "for other hosts do not have the address that it gives connections: leave one of them out")]),
+    ({"sync": "1", "sync_interface": "e}", "run_dir": "/r u"},
+     ["--run-dir (RUN_DIR): conntrackd takes a path of letters, digits and ./_+:@- only",
+      "--sync-interface (SYNC_INTERFACE): conntrackd takes a name of letters, digits and ./_+:@- only"]),
+])  # fmt: skip
+def test_refuses_copies_of_connections_that_cannot_be(env: dict[str, str], found: list[str]) -> None:
+    assert problems(GOOD, env) == found
+
+
+def test_a_vip_that_is_only_held_has_no_connections_to_copy() -> None:
+    env = {"hold_only": "1", "sync": "1", "sync_interface": "eth1"}
+    assert problems({"vip": "10.0.0.100", "password": "x"}, env) == [
+        "--hold-only (HOLD_ONLY) and --sync (SYNC) contradict each other: leave one of them out"
+    ]
+
+
+@pytest.mark.parametrize("env", [
+    {"sync_interface": "eth1"}, {"sync_peers": "10.0.0.1,10.0.0.2"},
+    {"sync_interface": "bond0.7", "sync_peers": "10.0.0.1,10.0.0.2,10.0.0.3"},
+])  # fmt: skip
+def test_connections_are_copied_on_a_network_or_to_a_peer(env: dict[str, str]) -> None:
+    config = read(GOOD, {"sync": "1", **env})
+    assert config.sync
+    assert ",".join(map(str, config.sync_peers)) == env.get("sync_peers", "")
+
+
 def test_who_and_what_is_proxied() -> None:
     config = read(GOOD | {"allow_from": "10.0.0.0/8, 192.0.2.1,10.0.0.0/8"}, {"ports": "443,53/udp,8000-8010/tcp,443"})
     assert config.allow_from == (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.1"))

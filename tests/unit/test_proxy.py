@@ -8,7 +8,7 @@ import pytest
 
 from kevip.dataplane.backend import flaws, texts
 from kevip.dataplane.iptables import Iptables, teardown
-from kevip.dataplane.rules import Inlet, Part, Ports, Proxy
+from kevip.dataplane.rules import Channel, Inlet, Part, Ports, Proxy
 
 VIP = IPv4Address("10.0.0.100")
 TARGET = IPv4Address("192.0.2.9")
@@ -128,6 +128,22 @@ def test_what_has_to_be_heard_is_accepted_behind_all_else() -> None:
         "*filter\n-A INPUT -d 224.0.0.18 -p 112 -m comment --comment kevip:10.0.0.100 -j ACCEPT\n"
         "-A INPUT -s 10.0.0.12 -p 112 -m comment --comment kevip:10.0.0.100 -j ACCEPT\nCOMMIT\n"
     )
+
+
+def test_what_strangers_send_to_conntrackd_is_dropped() -> None:
+    peers = IPv4Address("10.1.0.2"), IPv4Address("10.1.0.3")
+    mark = "-m comment --comment kevip:10.0.0.100"
+    chain = "-A KEVIP-SYNC-10.0.0.100"
+    rest = f"{chain} -p udp -m udp --dport 26010 {mark} -j DROP\n"
+    text = setup(Proxy(vip=VIP, target=TARGET, channel=Channel(port=26010, interface="eth1")))
+    assert f"{chain} -i eth1 -p 17 -m udp --dport 26010 {mark} -j RETURN\n{rest}" in text
+    assert f"-I INPUT 1 {mark} -j KEVIP-SYNC-10.0.0.100\n" in text
+    channel = Channel(port=26010, interface="eth1", peers=peers)
+    returns = "".join(f"{chain} -i eth1 -s {peer} -p 17 -m udp --dport 26010 {mark} -j RETURN\n" for peer in peers)
+    assert returns + rest in setup(Proxy(vip=VIP, target=TARGET, channel=channel))
+    proxy = Proxy(vip=VIP, target=TARGET, channel=channel, inlets=channel.inlets)
+    accepted = "".join(f"-A INPUT -i eth1 -s {peer} -p 17 -m udp --dport 26010 {mark} -j ACCEPT\n" for peer in peers)
+    assert IPTABLES.setup(proxy, frozenset({Part.HEAR})) == f"*filter\n{accepted}COMMIT\n"
 
 
 def test_the_longest_chain_name_fits_the_kernel() -> None:
