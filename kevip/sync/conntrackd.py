@@ -51,6 +51,7 @@ class Home:
         """Make it anew; raises OSError."""
         self.remove()
         self.path.mkdir(mode=0o700, parents=True)
+        self.config.touch(mode=0o600)
         self.config.write_text(configuration(setup, self.path))
 
     def remove(self) -> bool:
