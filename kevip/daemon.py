@@ -101,7 +101,7 @@ class Daemon:
         """Say that the loop turns."""
         self._loop.after(TICK, self._turned)
         if self.replication:
-            self.replication.tend()
+            self.replication.tend(serves=self._plane.level is Level.HELD)
         self._reporter.write()
 
     def on_stop(self, number: signal.Signals) -> None:

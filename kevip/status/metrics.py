@@ -135,7 +135,6 @@ def _of_sync(sync: Copies) -> Iterator[Metric]:
     yield _counter("sync_written", "Connections of others that it has written here since it runs.", sync.written)
     yield _counter("sync_failed", "Those that the kernel did not take.", sync.failed)
     yield _counter("sync_packets", "Packets that it has heard since it runs.", sync.heard)
-    yield _counter("sync_lost", "Messages of others that did not come since it runs.", sync.lost)
     text = "When what it copies was last compared with the kernel (Unix time)."
     yield _gauge("sync_resync_timestamp_seconds", text, _date(sync.resynced))
 

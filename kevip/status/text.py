@@ -167,7 +167,7 @@ def _sync(facts: Facts, sync: Copies) -> str:
     last = f", the last {duration(facts.age(sync.heard_last))} ago" if sync.heard else ""
     return (
         f"on {sync.interface} for {since}: {sync.sent_on} connections of this host copied, {sync.written} of others "
-        f"written here; {sync.heard} packets heard{last}, {sync.lost} lost"
+        f"written here; {sync.heard} packets heard{last}"
     )
 
 

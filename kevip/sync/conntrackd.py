@@ -143,13 +143,12 @@ class Stats(NamedTuple):
     written: int  # connections of others that it has put into the kernel
     failed: int  # those that the kernel did not take
     heard: int  # packets
-    lost: int  # messages of others that did not come
 
 
 _STATS = re.compile(
     r"current active connections:\s+(\d+).*?"
     r"external inject:\s+connections created:\s+(\d+)\s+failed:\s+(\d+).*?"
-    r"(\d+) Pckts recv.*?(\d+) Lost msgs",
+    r"(\d+) Pckts recv",
     re.DOTALL,
 )
 

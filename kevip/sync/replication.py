@@ -17,6 +17,7 @@ from subprocess import Popen
 from typing import IO, cast
 
 from kevip.core.messages import Level
+from kevip.dataplane import conntrack
 from kevip.election.engine import Teller
 from kevip.errors import HostError, KevipError
 from kevip.host import command, lock
@@ -28,7 +29,9 @@ from kevip.sync.conntrackd import Home, Setup, Stats, stats
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0  # seconds before it is started again: doubled, forgotten once it ran for the last
 _PATIENCE = 10.0  # seconds that a command has: it may have to look at a hundred thousand connections
 _ENDS = 2.0  # seconds that its end is waited for
-_AGAIN = 10.0  # seconds between questions for what was lost, at least
+# Seconds after which a host that does not serve fetches all again, and more for each connection that there is: nobody
+# says what was lost on the way, for conntrackd counts the messages of all hosts as if they came from one.
+_AGAIN, _PER_CONNECTION = 30.0, 1 / 300
 _PASSED_ON = 2.0  # seconds that another kevip has to do what it is asked for
 _SOON = 1.0  # seconds that another kevip has to say what it wants
 _FLUSH, _RESYNC, _FETCH = (
@@ -53,7 +56,6 @@ class Copies:
     failed: int = 0
     heard: int = 0  # packets
     heard_last: Moment  # when the last of them was noticed
-    lost: int = 0  # messages of others that did not come
     resynced: Moment  # when the kernel's table was last compared with what is copied
 
 
@@ -141,7 +143,7 @@ class Replication(Bystander):
         self._child: _Child | None = None
         self._lock: socket.socket | None = None
         self._wanted = False
-        self._pause, self._due, self._asked = _FIRST_RETRY, loop.now(), -_AGAIN
+        self._pause, self._due, self._again = _FIRST_RETRY, loop.now(), 0.0
         self._last: deque[str] = deque(maxlen=_LAST)
         now = loop.now()
         self.state = Copies(interface=setup.channel.interface, since=now, heard_last=now, resynced=now)
@@ -151,13 +153,14 @@ class Replication(Bystander):
         self._wanted = True
         self.tend()
 
-    def tend(self) -> None:
+    def tend(self, *, serves: bool = False) -> None:
         """Start it if it is to run and does not, else look how it is; to be called from time to time."""
         if not self._wanted:
             return
         if self._child:
             if not self._beside.is_busy:
                 self._ask(self._look)
+                self._fetch_again(serves=serves)
         elif self._loop.now() >= self._due and self._is_safe() and self._may_run():
             self._start()
 
@@ -202,6 +205,7 @@ class Replication(Bystander):
         self._loop.watch(child.stderr, partial(self._on_lines, child))
         self.state.starts += 1
         self.state.resynced = self._loop.now()
+        self._again = self._loop.now() + _AGAIN  # it fetches all at its start
         self._become(running=True)
         self._log.info("conntrackd.started", pid=child.pid, interface=self.state.interface)
 
@@ -253,12 +257,18 @@ class Replication(Bystander):
         if not told or not self._child:
             return
         state, now = self.state, self._loop.now()
-        lost, state.heard_last = told.lost > state.lost, now if told.heard != state.heard else state.heard_last
-        state.sent_on, state.written, state.failed, state.heard, state.lost = told
-        if lost and now >= self._asked + _AGAIN:
-            self._asked = now
-            self._log.warning("conntrackd.lost", messages=state.lost, hint="it asks the others for all connections")
-            self._ask(self._fetch)
+        if told.heard != state.heard:
+            state.heard_last = now
+        state.sent_on, state.written, state.failed, state.heard = told
+
+    def _fetch_again(self, *, serves: bool) -> None:
+        """Have the others send what they copy, once in a while, if this host does not serve."""
+        now = self._loop.now()
+        if serves or now < self._again:
+            return
+        tracked, _ = conntrack.fill() or (0, 0)
+        self._again = now + _AGAIN + tracked * _PER_CONNECTION
+        self._ask(self._fetch)
 
     def _fetch(self) -> Action:
         self._say(_FETCH)

@@ -52,10 +52,10 @@ def test_the_health_of_target_is_there_if_it_is_checked() -> None:
 
 def test_the_copies_of_connections_are_there_if_they_are_made() -> None:
     now = monotonic()
-    copies = Copies(interface="eth1", elsewhere=True, since=now, sent_on=5, lost=2, heard_last=now, resynced=now)
+    copies = Copies(interface="eth1", elsewhere=True, since=now, sent_on=5, heard=2, heard_last=now, resynced=now)
     families = Exporter(record(sync=copies)).collect()
     made = {family.name: sample.value for family in families for sample in family.samples[:1]}
-    assert (made["kevip_sync_running"], made["kevip_sync_connections"], made["kevip_sync_lost"]) == (1, 5, 2)
+    assert (made["kevip_sync_running"], made["kevip_sync_connections"], made["kevip_sync_packets"]) == (1, 5, 2)
     assert abs(made["kevip_sync_resync_timestamp_seconds"] - time()) < 10
     assert not any("sync" in family.name for family in Exporter(record()).collect())
 
