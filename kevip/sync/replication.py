@@ -34,11 +34,9 @@ _ENDS = 2.0  # seconds that its end is waited for
 _AGAIN, _PER_CONNECTION = 30.0, 1 / 300
 _PASSED_ON = 2.0  # seconds that another kevip has to do what it is asked for
 _SOON = 1.0  # seconds that another kevip has to say what it wants
-_FLUSH, _RESYNC, _FETCH = (
-    ("-f", "internal"),
-    "-R",
-    "-n",
-)  # forget what is copied; compare it; have the others send theirs
+_FLUSH = "-f", "internal"  # forget what is copied: what becomes of it is no news then
+_RESYNC = "-R"  # compare with the kernel what is copied
+_FETCH = "-n"  # have the others send what they copy
 _LAST = 3  # lines that are kept, for its end
 
 
@@ -289,8 +287,9 @@ class Replication(Bystander):
         return self._compared
 
     def _compared(self) -> None:
-        self.state.resynced = self._loop.now()
-        self._log.info("conntrackd.resynced")
+        if self.state.running or self.state.elsewhere:
+            self.state.resynced = self._loop.now()
+            self._log.info("conntrackd.resynced")
 
     def _is_flushed(self) -> bool:
         if not (flushed := super()._is_flushed()) and (child := self._child):
