@@ -20,7 +20,7 @@ from kevip.host import confine, kernel
 GROUP = IPv4Address("225.0.0.50")  # the one of its examples
 # By the last bits of TARGET: those of neighbours differ. Below the ports that a kernel gives to clients.
 _FIRST_PORT, _PORTS = 26000, 2048
-_SOCKET_BUFFER = 1 << 21  # bytes that wait to be sent or taken in: some 10,000 connections
+_SOCKET_BUFFER = 1 << 25  # bytes that wait to be taken in, at most: 100,000 connections that are sent at once
 _EVENT_BUFFER, _LARGEST_EVENT_BUFFER = 1 << 21, 1 << 25
 _REALTIME = 1  # its priority as a real-time process, if it may be one: below that of keepalived
 

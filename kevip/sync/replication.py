@@ -262,11 +262,12 @@ class Replication(Bystander):
     def _fetch_again(self, *, serves: bool) -> None:
         """Have the others send what they copy, once in a while, if this host does not serve."""
         now = self._loop.now()
-        if serves or now < self._again:
-            return
-        tracked, _ = conntrack.fill() or (0, 0)
-        self._again = now + _AGAIN + tracked * _PER_CONNECTION
-        self._ask(self._fetch)
+        due = now >= self._again
+        if due or serves:
+            tracked, _ = conntrack.fill() or (0, 0)
+            self._again = now + _AGAIN + tracked * _PER_CONNECTION
+        if due and not serves:
+            self._ask(self._fetch)
 
     def _fetch(self) -> Action:
         self._say(_FETCH)
