@@ -102,6 +102,7 @@ _NETWORKS = _Parsed("networks", settings.parse_list(settings.parse_network))
 _PORTS = _Parsed("ports", settings.parse_list(settings.parse_ports))
 _CHECK = _Parsed("check", parse_check)
 _PEERS = _Parsed("addresses", settings.parse_list(settings.parse_ipv4))
+_COMMAND = _Parsed("command", settings.parse_command)
 _INTERVAL = _Parsed("seconds", settings.parse_interval)
 _ENDPOINT = _Parsed("[host]:port", settings.parse_endpoint)
 _NAME = _Parsed("name", manifest.parse_name)
@@ -140,6 +141,7 @@ _SETTINGS = (
     _number("--check-interval", "Seconds between questions.", "5"),
     _number("--check-fall", "Failures in a row after which TARGET is down.", "3"),
     _number("--check-rise", "Successes in a row after which it is up again.", "2"),
+    _setting("--notify", _COMMAND, "What to run at each change of role, with ROLE VIP REASON behind it, 30 s at most."),
     _number("--vip-id", "The CARP or VRRP group of this VIP on its network.", "last octet"),
     _setting(
         "--interface", _TEXT, "The network interface that the VIP belongs on.", "the one whose subnet holds the VIP"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -81,6 +82,7 @@ class Config:
     check_interval: int = 5  # seconds
     check_fall: int = 3  # results in a row
     check_rise: int = 2
+    notify: str = ""
     global_masquerade: bool = False
     vip_id: int = 0  # the last octet of the VIP
     interface: str | None = None
@@ -331,6 +333,13 @@ def parse_number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_command(text: str) -> str:
+    """Return a command with its arguments, as a shell would split it; raises ValueError."""
+    if not shlex.split(text):
+        raise ValueError(f"{text!r} is no command")
+    return text
 
 
 def parse_interval(text: str) -> float:

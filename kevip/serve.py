@@ -1,5 +1,6 @@
 """Puts a daemon together from its settings and from what this host is, and runs it until a signal stops it."""
 
+import shlex
 import signal
 import socket
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from kevip.health.watch import Watch
 from kevip.host import kernel, lock, route
 from kevip.host.interface import Placement
 from kevip.loop import Loop
+from kevip.status.notifier import Notifier
 from kevip.status.record import Health, Record
 from kevip.status.reporter import Reporter
 from kevip.status.runfile import StateFile
@@ -82,6 +84,8 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         channel=host.copying.channel if host.copying else None,
     )  # fmt: skip
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
+    if config.notify:
+        reporter.notifier = Notifier(shlex.split(config.notify), reporter.log)
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
     plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
     plane.interface = host.placement.interface

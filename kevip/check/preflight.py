@@ -1,5 +1,6 @@
 """The preflight: everything about this host that would keep kevip from working, told at once. Changes nothing."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
@@ -88,6 +89,8 @@ def examine(config: Config) -> Fitness:
     wanted = packages(config)
     absent = [program for program in wanted if not command.find(program)]
     fitness.note("programs", *[f"{each} is not installed: apt-get install {wanted[each]}" for each in absent])
+    if config.notify and not command.find(program := shlex.split(config.notify)[0]):
+        fitness.note("programs", f"--notify (NOTIFY): {program} is no program that can be run")
     lacking = kernel.missing_capabilities()
     for name in lacking:
         way = f"in Docker with --cap-add {name}, in Kubernetes with securityContext.capabilities.add [{name}]"

@@ -13,7 +13,7 @@ import select
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from math import inf
@@ -44,8 +44,9 @@ class CommandError(KevipError):
     """A program failed, could not be started, or took too long."""
 
     def __init__(self, argv: Sequence[str], status: int | None, stderr: str) -> None:
-        ending = "did not end" if status is None else f"exit status {status}"
-        super().__init__(f"{' '.join(argv)}: {ending}: {' '.join(stderr.split()) or 'no message'}")
+        how = "did not end" if status is None else f"exit status {status}"
+        self.ending = f"{how}: {' '.join(stderr.split()) or 'no message'}"
+        super().__init__(f"{' '.join(argv)}: {self.ending}")
         self.argv = tuple(argv)
         self.exit_status = status
         self.stderr = stderr
@@ -169,19 +170,24 @@ def stream(argv: Sequence[str]) -> Iterator[bytes]:
         raise CommandError(argv, status, stderr)
 
 
-def told_now(argv: Sequence[str], *, seconds: float = inf) -> str:
+def told_now(argv: Sequence[str], *, seconds: float = inf, variables: Mapping[str, str] | None = None) -> str:
     """Run a program whose stdout is not needed, in so many seconds at most, and return its stderr."""
     logger().debug("command.run", argv=list(argv))
-    return _finish(argv, _start(argv, stdin=DEVNULL), "", seconds)[1]
+    return _finish(argv, _start(argv, stdin=DEVNULL, variables=variables), "", seconds)[1]
 
 
-def _start(argv: Sequence[str], *, stdin: int, stdout: int = DEVNULL, pass_fds: Sequence[int] = ()) -> Popen[bytes]:
+def _start(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int = DEVNULL,
+    pass_fds: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Popen[bytes]:
     """Start a program in a process group of its own; it is killed when this thread ends, however that happens."""
-    command = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+    command, env = ["setpriv", "--pdeathsig", "KILL", "--", *argv], {**ENVIRONMENT, **(variables or {})}
     try:
-        return _Program(
-            command, stdin=stdin, stdout=stdout, stderr=PIPE, env=ENVIRONMENT, pass_fds=pass_fds, process_group=0
-        )
+        return _Program(command, stdin=stdin, stdout=stdout, stderr=PIPE, env=env, pass_fds=pass_fds, process_group=0)
     except OSError as error:
         raise CommandError(command, _NOT_FOUND, error.strerror or str(error)) from None
 
@@ -189,7 +195,7 @@ def _start(argv: Sequence[str], *, stdin: int, stdout: int = DEVNULL, pass_fds: 
 def _finish(argv: Sequence[str], program: Popen[bytes], stdin: str, seconds: float = inf) -> tuple[str, str]:
     """Give a program its input, wait for its end, and return stdout and stderr; raises CommandError."""
     scope = _SCOPE.get() or Scope(TIMEOUT)
-    seconds = min(seconds, scope.left(), TIMEOUT)
+    seconds = min(seconds, scope.left())
     with program, scope.running(program):
         try:
             said = program.communicate(stdin.encode(), seconds)

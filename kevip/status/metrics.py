@@ -114,6 +114,7 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     yield _gauge("start_time_seconds", "When it started (Unix time).", _date(record.started))
     yield _gauge("loop_turn_timestamp_seconds", "When its loop last turned (Unix time).", _date(record.turned))
     yield _counter("engine_starts", "How often it has started what elects, ucarp or keepalived.", record.engine_starts)
+    yield _counter("notify_failures", "Runs of --notify that failed, or took too long.", record.notify_failures)
     repairs = dict.fromkeys(Kind, 0) | record.repairs
     yield _counter("drift_repairs", "What others changed and it repaired, by kind.", repairs, "kind")
     bad = dict.fromkeys(FLAWS, 0) | record.bad_adverts

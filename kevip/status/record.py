@@ -92,6 +92,7 @@ class Record:
     repairs: Counter[str] = field(default_factory=Counter)
     bad_adverts: Counter[str] = field(default_factory=Counter)
     engine_starts: int = 0
+    notify_failures: int = 0
     health: Health | None = None
     sync: Copies | None = None
     rules: dict[str, list[str]] = field(default_factory=dict)  # that are here when all is well, by back end

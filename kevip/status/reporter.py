@@ -9,6 +9,7 @@ from typing import Any, Literal
 from kevip.core.messages import Note, Reason, Role, What
 from kevip.host import systemd
 from kevip.log import logger
+from kevip.status.notifier import Notifier
 from kevip.status.record import PROSE, Record
 from kevip.status.runfile import StateFile
 
@@ -44,6 +45,7 @@ class Reporter:
         self.record = record
         self.log: Any = logger(vip=str(record.vip))
         self._state, self._refresh, self._clock = state, refresh, clock
+        self.notifier: Notifier | None = None
         self._quiet: dict[tuple[str, object], float] = {}
 
     def warn_once(self, event: str, subject: object, **context: object) -> None:
@@ -61,6 +63,8 @@ class Reporter:
             record.role, record.reason, record.since = role, reason, self._clock()
             record.transitions += 1
             record.entered.setdefault(role, Counter())[reason] += 1
+            if self.notifier:
+                self.notifier.tell(record)
             self.write()
 
     def note(self, note: Note) -> None:
@@ -92,6 +96,7 @@ class Reporter:
         """Tell how things are, and that the loop turns."""
         record = self.record
         record.turned = self._clock()
+        record.notify_failures = self.notifier.failures if self.notifier else 0
         self._refresh(record)
         try:
             self._state.write(record, record.turned)
@@ -114,6 +119,8 @@ class Reporter:
         self.log.warning("drift.repaired", what=what, repairs=self.record.repairs.total())
 
     def close(self) -> None:
-        """Remove the runtime file."""
+        """Remove the runtime file, and have the last role told."""
         with suppress(OSError):
             self._state.remove()
+        if self.notifier:
+            self.notifier.close()

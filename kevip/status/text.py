@@ -99,6 +99,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             yield "sync", _sync(facts, report.sync)
         yield "repairs", _counts(report.repairs)
         yield "bad adverts", _counts(report.bad_adverts)
+        if failures := report.notify_failures:
+            yield "notify", f"{failures} failure{'' if failures == 1 else 's'}: its log says why, at notify.failed"
 
 
 def _role(facts: Facts, report: Record) -> str:

@@ -242,6 +242,8 @@ NOTHING = (
     ({"check_interval": "0"}, "--check-interval (CHECK_INTERVAL): '0' is not a whole number from 1 to 3600"),
     ({"hold_only": "true"},
      "--hold-only (HOLD_ONLY) and --target (TARGET) contradict each other: leave one of them out"),
+    ({"notify": "'unbalanced"}, "--notify (NOTIFY): No closing quotation"),
+    ({"notify": " "}, "--notify (NOTIFY): ' ' is no command"),
     ({"log_level": "loud"}, "--log-level (LOG_LEVEL): 'loud' is none of debug, info, warning, error"),
     ({"run_dir": ""}, "--run-dir (RUN_DIR): '' is not a path"),
 ])  # fmt: skip

@@ -37,7 +37,10 @@ RICH = PLAIN | {
         "allowFrom": "10.0.0.0/8,192.0.2.1", "ports": "443,53/udp", "check": "tcp:443", "checkInterval": 9,
     },
 }  # fmt: skip
-QUICK = PLAIN | {"name": "quick", "options": {"engine": "keepalived", "advertInterval": 0.5, "priority": 61}}
+QUICK = PLAIN | {
+    "name": "quick",
+    "options": {"engine": "keepalived", "advertInterval": 0.5, "priority": 61, "notify": "/bin/x -y"},
+}
 HELD = {"name": "lb", "vip": "192.0.2.102", "mode": "hold", "password": "x", "options": {"advbase": 2, "preempt": True}}
 EXISTING = {**PLAIN, "existingSecret": {"name": "db-vip", "key": "pass"}}
 del EXISTING["password"]

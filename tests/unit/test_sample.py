@@ -25,6 +25,7 @@ def test_what_it_shows_as_defaults_is_what_they_are() -> None:
         "ALLOW_FROM",
         "PORTS",
         "CHECK",
+        "NOTIFY",
         "VIP_ID",
         "INTERFACE",
         "ADVSKEW",
