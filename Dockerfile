@@ -19,6 +19,7 @@ RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip --python /opt/kevip/bin/python install --no-cache-dir --requirement /opt/build/run.txt
 COPY README.md LICENSE ./
 COPY kevip kevip
+COPY deploy/share deploy/share
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /opt/build . \
     && /opt/build/bin/pip --python /opt/kevip/bin/python install --no-cache-dir --no-deps /opt/build/kevip-*.whl
 

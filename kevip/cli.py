@@ -91,8 +91,11 @@ def _choice(flag: str, choices: tuple[str, ...], text: str, shown: str) -> Calla
             raise ValueError(f"{given!r} is none of {', '.join(choices)}")
         return given.lower()
 
+    def complete(_context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+        return [each for each in choices if each.startswith(begun.lower())]
+
     named = "|".join(choices)
-    return _setting(flag, _Parsed(named, parse), text, shown, metavar=named)
+    return _setting(flag, _Parsed(named, parse), text, shown, metavar=named, shell_complete=complete)
 
 
 _ADDRESS = _Parsed("address", settings.parse_ipv4)

@@ -20,6 +20,7 @@ Start = Callable[..., Replica]
 Boot = Callable[[int], Machine]
 
 UNIT = "kevip@web"
+SHARE = REPOSITORY / "deploy/share"
 UV = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "UV_OFFLINE": "1"}
 """What script/install runs with: the uv of the tests, and packages from its cache, for the lab reaches no registry."""
 
@@ -273,11 +274,16 @@ def test_an_installation_that_is_removed_leaves_the_files_as_they_were(boot: Boo
     before = machine.changes(CACHE)
     assert "cp /etc/kevip/example.env.sample /etc/kevip/example.env\n" in machine.run("script/install", **UV)
     assert machine.run("/opt/kevip/bin/kevip", "--version") == "kevip, version 0.1.0\n"
+    shared = [str(path.relative_to(SHARE)) for path in SHARE.rglob("*") if path.is_file()]
+    assert len(shared) == 4
+    for each in shared:
+        assert machine.file(f"opt/kevip/share/{each}").read_text() == (SHARE / each).read_text()
     installed = machine.changes(CACHE).keys() - before.keys()
     assert {path for path in installed if not path.startswith("opt/kevip/")} == {
         "etc/kevip/example.env.sample",
         "etc/systemd/system/kevip@.service",
         "usr/local/bin/kevip",
+        *(f"usr/local/share/{each}" for each in shared),
     }
     machine.run("script/install", "--remove")
     assert machine.changes(CACHE) == before
