@@ -64,19 +64,7 @@ def serve(config: Config) -> None:
 
 def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:
     """Give the daemon its parts; return those that are wanted before it runs."""
-    now = loop.now()
-    record = Record(
-        vip=config.vip,
-        target=config.target,
-        vip_id=config.vip_id,
-        interface=host.placement.interface,
-        dataplane=host.backend.name,
-        patience=candidacy.patience,
-        started=now,
-        turned=now,
-        since=now,
-        health=Health(check=str(config.check), since=now) if config.check else None,
-    )
+    record = _record(config, host, candidacy, loop.now())
     proxy = Proxy(
         vip=config.vip, target=config.target, here=host.placement.source,
         global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
@@ -91,7 +79,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     plane.interface = host.placement.interface
     if host.copying:
         home = conntrackd.Home(config.run_dir, config.vip)
-        plane.copies = daemon.replication = Replication(loop, host.copying, home, reporter, lambda: plane.is_armed)
+        plane.copies = daemon.replication = Replication(loop, host.copying, home, reporter, lambda: rules.here is True)
     elif config.target:
         plane.copies = Bystander(config.target)
     daemon.attach(
@@ -111,6 +99,21 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         reporter=reporter,
     )
     return plane, reporter
+
+
+def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Record:
+    return Record(
+        vip=config.vip,
+        target=config.target,
+        vip_id=config.vip_id,
+        interface=host.placement.interface,
+        dataplane=host.backend.name,
+        patience=candidacy.patience,
+        started=now,
+        turned=now,
+        since=now,
+        health=Health(check=str(config.check), since=now) if config.check else None,
+    )
 
 
 def _inlets(config: Config, candidacy: Candidacy) -> tuple[Inlet, ...]:

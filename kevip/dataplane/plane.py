@@ -35,6 +35,8 @@ CHECK = 2.5  # seconds between looks at the rules, at least
 _CHEAP, _SHARE, _SHARE_OF_FAILED = 0.05, 100, 10
 
 _TOLD = 10  # drifts that are told, at most: there may be a rule for each of thousands of networks
+_TRIED_AGAIN = "it is tried again; rules that are left do nothing"
+_TOO_MANY = "there are too many to forget them all: the kernel does when nothing is sent any more"
 _PATIENCE = 3.0  # seconds that are waited at the end for what is under way
 
 
@@ -84,8 +86,7 @@ class Plane:
         self._vip, self._rules = vip, rules
         self._loop, self._beside = loop, Beside(loop)
         self._listener, self._warn = listener, warn
-        self._ip = lease.standby()
-        self._is_new = False
+        self._ip, self._is_new = lease.standby(), False
         self._lowers: Level | None = None  # to which level, beside the loop
         self._next_look = -inf
         self.interface = ""
@@ -100,11 +101,6 @@ class Plane:
     def rules(self) -> dict[str, list[str]]:
         """The rules that are here when all is well, by back end, as they are saved; none until they were looked at."""
         return {each.name: rules for each, rules in self._rules.whole.items()} if self.level else {}
-
-    @property
-    def is_armed(self) -> bool:
-        """Whether rules are on this host, as far as they belong there."""
-        return self._rules.here is True
 
     def apply(self, level: Level) -> None:
         """Bring the host to a level; raises KevipError.
@@ -126,8 +122,8 @@ class Plane:
         strays = [name for name in before if name != self.interface]
         for name in strays:
             lease.drop(self._vip, name)
-        missing = [] if self.interface in before else [f"address missing on {self.interface}"]
-        self._tell([Drift(Kind.ADDRESS, each) for each in (*missing, *(f"address on {name}" for name in strays))])
+        missing = [] if self.interface in before else [Drift(Kind.ADDRESS, f"address missing on {self.interface}")]
+        self._tell(missing + _strays(strays))
 
     def _take_over(self, scope: Scope) -> None:
         self._lowers = None
@@ -153,14 +149,10 @@ class Plane:
                 lease.drop(self._vip, self.interface)
         finally:
             if was is Level.NONE and level is Level.ARMED:
-                self._look_at_all()
+                self.look(anew=True)
             elif level < Level.DRAINING:
                 self._lowers = level
                 self._beside.begin(partial(self._lower, level), BESIDE)
-
-    def _look_at_all(self) -> None:
-        self._next_look = -inf
-        self.look()
 
     def _lower(self, level: Level, job: Job) -> Action:
         """Remove, beside the loop, what is left here and does not belong to a level."""
@@ -183,22 +175,21 @@ class Plane:
     def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0) -> None:
         self._lowers = None
         if error:
-            hint = "it is tried again; rules that are left do nothing"
-            self._warn("release.failed", "rules", error=str(error), hint=hint)
+            self._warn("release.failed", "rules", error=str(error), hint=_TRIED_AGAIN)
         elif level is Level.ARMED:
-            self._look_at_all()
+            self.look(anew=True)
         else:
             self._rules.here, self._rules.whole = False, {}
         if left:
-            hint = "there are too many to forget them all: the kernel does when nothing is sent any more"
-            self._warn("release.slow", None, connections=left, hint=hint)
+            self._warn("release.slow", None, connections=left, hint=_TOO_MANY)
         self._listener.cleared(level, ok=not error)
 
-    def look(self) -> None:
+    def look(self, *, anew: bool = False) -> None:
         """See, beside the loop, whether all is as it should be, unless a job is under way; be ready for a takeover.
 
-        Where there are many rules, they are not looked at each time.
+        Where there are many rules, they are not looked at each time; ``anew``, they are.
         """
+        self._next_look = -inf if anew else self._next_look
         if self.level is not Level.HELD:
             self._stand_by()
         if not self._beside.is_busy and self.level is not Level.DRAINING:
@@ -237,15 +228,11 @@ class Plane:
             with changes():
                 kernel.enable_forwarding(self.interface)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
-        if not look.anew and self._rules.is_unchanged():
-            look.rules = False
-        else:
-            look.rules = look.rules or self._rules.is_overtaken()
-        if not look.rules:
-            return
-        if self._is_new and self._rules.translates:
+        look.rules = self._rules.wants_look(due=look.rules, anew=look.anew)
+        if look.rules and self._is_new and self._rules.translates:
             conntrack.forget_untranslated(self._vip)
-        look.plan, look.whole = self._rules.looks(look.drifts, changes, held=look.level is Level.HELD)
+        if look.rules:
+            look.plan, look.whole = self._rules.looks(look.drifts, changes, held=look.level is Level.HELD)
 
     def _looked(self, look: _Look) -> None:
         if look.rules:
@@ -266,8 +253,8 @@ class Plane:
             self._warn(event, None, error=str(look.error))
 
     def _tell(self, drifts: list[Drift]) -> None:
-        more = [Drift(drifts[-1].kind, f"and {len(drifts) - _TOLD} more")] if len(drifts) > _TOLD else []
         if drifts:
+            more = [Drift(drifts[-1].kind, f"and {len(drifts) - _TOLD} more")] if len(drifts) > _TOLD else []
             self._listener.drifted((*drifts[:_TOLD], *more))
 
     def cleanup(self) -> list[str]:

@@ -140,9 +140,11 @@ class Ruleset:
                 whole[backend] = self._mend(backend, parts, drifts, changes)
         return whole
 
-    def is_unchanged(self) -> bool:
-        """Whether nobody changed any rule since all was well, as far as the kernel says so."""
-        return self._seen is not None and self._seen == _generation()
+    def wants_look(self, *, due: bool, anew: bool) -> bool:
+        """Whether to look at the rules: not if nobody changed any since all was well, as far as the kernel says so."""
+        if not anew and self._seen is not None and self._seen == _generation():
+            return False
+        return due or self.is_overtaken()
 
     def is_overtaken(self) -> bool:
         """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""

@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from math import inf
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Lock
 from time import monotonic
@@ -29,7 +28,7 @@ from kevip.log import logger
 
 Runner = Callable[[Sequence[str]], str]  # ``run`` or ``run_now``
 
-TIMEOUT = 10.0  # seconds that a program may take
+TIMEOUT = 10.0  # seconds that a program may take, unless it is given others
 # All that a child sees of our environment: it holds no password, and messages are not translated.
 ENVIRONMENT = {
     "LC_ALL": "C",
@@ -136,7 +135,7 @@ def run(argv: Sequence[str], *, stdin: str = "") -> str:
         raise CommandError(argv, error.exit_code, error.stderr.decode(errors="replace")) from None
 
 
-def run_now(argv: Sequence[str], *, stdin: str = "", seconds: float = inf) -> str:
+def run_now(argv: Sequence[str], *, stdin: str = "", seconds: float | None = None) -> str:
     """Do as ``run`` does, at a third of its cost, in so many seconds at most."""
     logger().debug("command.run", argv=list(argv))
     return _finish(argv, _start(argv, stdin=PIPE, stdout=PIPE), stdin, seconds)[0]
@@ -170,7 +169,7 @@ def stream(argv: Sequence[str]) -> Iterator[bytes]:
         raise CommandError(argv, status, stderr)
 
 
-def told_now(argv: Sequence[str], *, seconds: float = inf, variables: Mapping[str, str] | None = None) -> str:
+def told_now(argv: Sequence[str], *, seconds: float | None = None, variables: Mapping[str, str] | None = None) -> str:
     """Run a program whose stdout is not needed, in so many seconds at most, and return its stderr."""
     logger().debug("command.run", argv=list(argv))
     return _finish(argv, _start(argv, stdin=DEVNULL, variables=variables), "", seconds)[1]
@@ -192,10 +191,10 @@ def _start(
         raise CommandError(command, _NOT_FOUND, error.strerror or str(error)) from None
 
 
-def _finish(argv: Sequence[str], program: Popen[bytes], stdin: str, seconds: float = inf) -> tuple[str, str]:
+def _finish(argv: Sequence[str], program: Popen[bytes], stdin: str, seconds: float | None = None) -> tuple[str, str]:
     """Give a program its input, wait for its end, and return stdout and stderr; raises CommandError."""
     scope = _SCOPE.get() or Scope(TIMEOUT)
-    seconds = min(seconds, scope.left())
+    seconds = min(TIMEOUT if seconds is None else seconds, scope.left())
     with program, scope.running(program):
         try:
             said = program.communicate(stdin.encode(), seconds)

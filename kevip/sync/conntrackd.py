@@ -103,6 +103,11 @@ Sync {{
         TCPWindowTracking off
     }}
 }}
+{_general(setup.target, path)}"""
+
+
+def _general(target: IPv4Address, path: Path) -> str:
+    return f"""\
 General {{
     Systemd no
     HashSize 32768
@@ -126,7 +131,7 @@ General {{
             UDP
         }}
         Address Accept {{
-            IPv4_address {setup.target}
+            IPv4_address {target}
         }}
         State Accept {{
             ESTABLISHED CLOSED TIME_WAIT CLOSE_WAIT for TCP
