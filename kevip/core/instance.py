@@ -95,6 +95,8 @@ class _Turn:
                 if reached is not now_is.reached:
                     self.set(reached=reached, reached_since=self.now)
                 self.set(fit=now_is.fit if reached is None else reached)
+            case msg.Standby(until, out):
+                self.set(standby=until, out=out, resign_from=-inf)
             case msg.Pulled() if now_is.level is Level.DRAINING and now_is.lower_at < inf:
                 self.set(lower_at=self.now + DRAIN)
             case msg.Cleared(level, ok) if self._awaits(level):
@@ -132,6 +134,10 @@ class _Turn:
             self.do(Do.END_OFFER, msg.Apply(states.lowest(now_is)))
         if now >= now_is.give_up:
             self.set(give_up=inf, stuck=states.STUCK)
+        if now >= now_is.standby:
+            self.set(standby=-inf, out=False)
+        if now >= now_is.settled:
+            self.set(settled=-inf)
 
     # The engine
 
@@ -139,7 +145,9 @@ class _Turn:
         """Start the engine: the only place that does."""
         if states.start_due(self.traits, self.now_is) > self.now:
             return
-        run, fit = self.now_is.run + 1, self.now_is.fit
+        if self.traits.settling and not isinstance(self.now_is.state, Leaving):
+            self.set(settled=self.now + self.traits.settling)
+        run, fit = self.now_is.run + 1, self.deserves()
         self.set(run=run, engine=Engine.ON, ranked_fit=fit, started=self.now)
         if isinstance(self.now_is.state, Leaving):
             self.set(state=replace(self.now_is.state, restart=inf))
@@ -156,9 +164,14 @@ class _Turn:
             self.set(engine=Engine.ENDING)
             self.do(Do.END_ENGINE)
 
+    def deserves(self) -> bool:
+        """Whether this host should come before those that are not fit: a master need not settle."""
+        settled = self.now >= self.now_is.settled or isinstance(self.now_is.state, Master)
+        return self.now_is.fit and self.now >= self.now_is.standby and settled
+
     def stand_as_deserved(self) -> None:
-        """Stand as a host does that reaches TARGET, or does not."""
-        fit = self.now_is.fit
+        """Stand as a host does that is fit, or is not."""
+        fit = self.deserves()
         if fit is not self.now_is.ranked_fit:
             self.set(ranked_fit=fit)
             self.do(msg.Rerank(fit))
@@ -268,6 +281,8 @@ def _candidate(turn: _Turn, event: msg.Event) -> None:
             turn.become(Down(turn.now + LOOK_AGAIN, turn.now + LOOK_AGAIN), Reason.ENGINE)
         case msg.Stop():
             turn.stop()
+        case msg.Standby(out=True):
+            turn.rest(Reason.STANDBY, retry=False)
         case _:
             turn.stand_as_deserved()
 
@@ -331,7 +346,11 @@ def _master(turn: _Turn, event: msg.Event) -> None:
         case msg.Stop():
             turn.leave(Then.STOP, Reason.STOPPED)
         case msg.Target(detail=detail):
-            _weigh_target(turn, detail)
+            _weigh(turn, detail)
+        case msg.Standby(out=True):
+            turn.leave(Then.OUT, Reason.STANDBY)
+        case msg.Standby() | msg.Tick() if {turn.was.standby, turn.now_is.standby, turn.was.settled} != {-inf}:
+            _weigh(turn)
 
 
 def _be_demoted(turn: _Turn) -> None:
@@ -360,18 +379,20 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
             turn.do(msg.Pull(heard.source, rest=True))
 
 
-def _weigh_target(turn: _Turn, detail: str) -> None:
-    """Let a peer take over that reaches TARGET, if there is one.
+def _weigh(turn: _Turn, detail: str = "") -> None:
+    """Let a fit peer take over, if there is one and this host does not reach TARGET, or is in standby.
 
     Rarely, for it may be unelected a while, and where no host reaches TARGET the VIP must not go round. Nor while a
     late engine may still act on the last goodbye that was heard: it would win unfit, and this host would follow it;
     nor while another master is heard that may yield yet: two that leave would both serve on.
     """
     now_is, now = turn.now_is, turn.now
-    if now_is.reached is not False:
+    standby = now < now_is.standby
+    if now_is.reached is not False and not standby:
         turn.stand_as_deserved()
         return
-    soonest = max(now_is.resign_from, now_is.reached_since + AGREE, now_is.peers.goodbye + turn.traits.lateness)
+    agreed = now if standby else now_is.reached_since + AGREE
+    soonest = max(now_is.resign_from, agreed, now_is.peers.goodbye + turn.traits.lateness)
     if now < soonest or (turn.master() and not turn.heir()):
         return
     fresh = now > now_is.resign_from + states.LAST_PAUSE
@@ -382,7 +403,7 @@ def _weigh_target(turn: _Turn, detail: str) -> None:
     if turn.traits.reranks:
         turn.stand_as_deserved()
     else:
-        turn.leave(Then.STAY, Reason.TARGET)
+        turn.leave(Then.STAY, Reason.STANDBY if standby else Reason.TARGET)
 
 
 def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
@@ -409,6 +430,8 @@ def _leaving(turn: _Turn, state: Leaving, event: msg.Event) -> None:
             _end_leaving(turn, state, None)
         case msg.Stop():
             _leave_for(turn, state, Then.STOP)
+        case msg.Standby(out=True) if state.then is not Then.STOP:
+            _leave_for(turn, state, Then.OUT)
         case msg.Unfit():
             _leave_for(turn, state, Then.RETRY if state.then is Then.STAY else state.then)
         case msg.Tick() if turn.now >= state.due:

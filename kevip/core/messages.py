@@ -34,6 +34,7 @@ class Reason(StrEnum):
     UNFIT = auto()
     TARGET = auto()
     KEPT = auto()
+    STANDBY = auto()  # an operator wants it to be elsewhere
 
 
 class Level(IntEnum):
@@ -133,6 +134,14 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Standby:
+    """An operator wants fit peers to come first until then, -inf ends it; ``out``: it takes no part meanwhile."""
+
+    until: float
+    out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """A signal says to stop."""
 
@@ -142,7 +151,9 @@ class Tick:
     """Time has passed."""
 
 
-Event = Elected | Demoted | Ended | NotStarted | Heard | Pulled | Failed | Cleared | Unfit | Target | Stop | Tick
+Event = (
+    Elected | Demoted | Ended | NotStarted | Heard | Pulled | Failed | Cleared | Unfit | Target | Standby | Stop | Tick
+)
 
 
 # Effects, to be applied in the order given; one that fails is the last of its batch.

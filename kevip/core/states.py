@@ -31,6 +31,7 @@ class Traits:
     farewell_alone: float  # and without stages
     waits: bool  # for our answer before it advertises: a host that is heard as master serves
     reranks: bool  # while it runs, and hosts that are fit take over from one that is not
+    settling: float = 0.0  # after its start, in which this host stands as one that is not fit
 
 
 class Engine(Enum):
@@ -46,6 +47,7 @@ class Then(Enum):
 
     STOP = auto()
     RETRY = auto()
+    OUT = auto()  # it is in standby, and takes no part
     STAY = auto()  # it stands for election meanwhile: if nobody else takes over, it may stay master
 
 
@@ -95,13 +97,16 @@ TABLE: dict[tuple[type[State], type[State]], str] = {
     (Down, Stopped): "stop",
     (Joining, Backup): "the engine says backup",
     (Joining, Master): "elected",
-    (Joining, Down): "the engine ended, or could not be started",
+    (Joining, Down): "the engine ended, or could not be started; standby, and out",
     (Joining, Stopped): "stop",
     (Backup, Master): "elected",
-    (Backup, Down): "the engine ended",
+    (Backup, Down): "the engine ended; standby, and out",
     (Backup, Stopped): "stop",
     (Master, Backup): "the engine says backup",
-    (Master, Leaving): "stop; the engine ended, or says backup too soon; it cannot serve; TARGET is not reached",
+    (
+        Master,
+        Leaving,
+    ): "stop; the engine ended, or says backup too soon; it cannot serve; TARGET is not reached; standby",
     (Master, Down): "a preferred master is heard; the takeover failed; another one serves already",
     (Master, Stopped): "stop, and another one serves already",
     (Leaving, Master): "stays: nobody that is fit took over, and it was elected again",
@@ -131,6 +136,9 @@ class Instance:
     reached: bool | None = None  # the last word on TARGET
     reached_since: float = -inf
     fit: bool = True  # the last that was known of TARGET
+    standby: float = -inf  # until when fit peers come first
+    out: bool = False  # until then it takes no part
+    settled: float = -inf  # until when they do because the engine has just started
     pause: float = FIRST_RETRY  # after the next failure
     resign_from: float = -inf  # when the VIP may be handed over again for TARGET's sake
     resign_pause: float = FIRST_PAUSE
@@ -140,7 +148,8 @@ class Instance:
 def next_due(traits: Traits, instance: Instance) -> float:
     """Return when an instance wants a Tick, at the latest."""
     due = instance.state.due if isinstance(instance.state, Leaving) else inf
-    return min(instance.tick, instance.lower_at, instance.give_up, due, start_due(traits, instance))
+    ends = min((each for each in (instance.standby, instance.settled) if each > -inf), default=inf)
+    return min(instance.tick, instance.lower_at, instance.give_up, due, ends, start_due(traits, instance))
 
 
 def lowest(instance: Instance) -> Level:
@@ -156,7 +165,7 @@ def is_over(instance: Instance) -> bool:
 
 def start_due(traits: Traits, instance: Instance) -> float:
     """Return when the engine is to be started."""
-    if instance.engine is Engine.OFF:
+    if instance.engine is Engine.OFF and not instance.out:
         match instance.state:
             case Down(due, soonest):
                 return min(due, max(soonest, instance.peers.silence(traits.patience)))

@@ -48,6 +48,7 @@ class KeepalivedEngine:
             farewell_alone=wait,
             waits=False,
             reranks=True,
+            settling=candidacy.settling,
         )
         self._child: Keepalived | None = None
         self._run, self._fit, self._is_master = 0, True, False

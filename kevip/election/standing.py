@@ -46,6 +46,7 @@ class UcarpEngine:
             farewell_alone=FAREWELL_ALONE,
             waits=True,
             reranks=False,
+            settling=candidacy.settling,
         )
         self._child: Ucarp | None = None
         self._run, self._fit, self._anew = 0, True, False

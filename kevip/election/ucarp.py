@@ -51,6 +51,7 @@ class Candidacy:
     dead_ratio: int
     preempt: bool
     broadcast: bool
+    settling: float = 0.0  # seconds after its start before it preempts
 
     @property
     def patience(self) -> float:

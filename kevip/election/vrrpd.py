@@ -64,6 +64,7 @@ class Candidacy:
     realtime: bool
     run_dir: Path
     peers: tuple[IPv4Address, ...] = ()
+    settling: float = 0.0  # seconds after its start before it preempts
 
     @property
     def version(self) -> Literal[2, 3]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 from ipaddress import IPv4Address
+from math import inf
 from time import time
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -41,8 +42,18 @@ PROSE = {
     Reason.ENGINE: "what elects ended or does not advertise",
     Reason.UNFIT: "this host cannot serve",
     Reason.TARGET: "TARGET does not answer, or does again",
+    Reason.STANDBY: "it is in standby",
     Reason.KEPT: "no peer that reaches TARGET took over",
 }
+
+
+def standby(seconds: float) -> str:
+    """Return until when a standby lasts that ends in so many seconds; "" if it is over."""
+    if seconds <= 0:
+        return ""
+    if seconds == inf:
+        return "until it is resumed"
+    return datetime.fromtimestamp(time() + seconds, UTC).strftime("until %Y-%m-%d %H:%M:%S UTC")
 
 
 @dataclass(slots=True)
@@ -93,6 +104,7 @@ class Record:
     bad_adverts: Counter[str] = field(default_factory=Counter)
     engine_starts: int = 0
     notify_failures: int = 0
+    standby: str = ""  # until when, for people
     health: Health | None = None
     sync: Copies | None = None
     rules: dict[str, list[str]] = field(default_factory=dict)  # that are here when all is well, by back end

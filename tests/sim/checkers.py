@@ -182,7 +182,10 @@ class CalmHolder(Checker):
 
     def looked(self) -> None:
         course = self.course
-        well = all(host.reaches_target() and not host.settings.get("preempt") for host in course.able())
+        well = all(
+            host.reaches_target() and not host.settings.get("preempt") and not host.is_in_standby
+            for host in course.able()
+        )
         self._was_calm = course.is_calm and course.is_whole() and well
 
     def noted(self, note: Note, host: "Host") -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import product
+from math import inf
 from typing import get_args
 
+from kevip.core.messages import Standby
 from kevip.election.carp import Advert, Group, Interval, build
 from sim.course import Course
 from sim.host import VIP, Host, Link
@@ -168,6 +170,18 @@ def _tools(host: Host, words: Words) -> None:
             host.tools.behaviour[each] = "fail" if value == "fail" else "hang" if value == "hang" else seconds(value)
 
 
+def _standby(host: Host, words: Words) -> None:
+    """``standby n1``, ``standby n1 60s``, ``standby n1 out``; ``resume n1``."""
+    until = host.world.now + seconds(words[0]) if words and words[0].endswith("s") else inf
+    host.asked = Standby(until, out=words == ["out"])
+    host.node.send(signal.SIGUSR1)
+
+
+def _resume(host: Host, _words: Words) -> None:
+    host.asked = Standby(-inf)
+    host.node.send(signal.SIGUSR1)
+
+
 def _target(host: Host, words: Words) -> None:
     """``target n1 gone``: no answer; ``target n1 refused``: one at once; ``target n1 back``."""
     host.target, host.refused = {"back": (True, False), "gone": (False, False), "refused": (False, True)}[words[0]]
@@ -210,6 +224,8 @@ _HOST: dict[str, Callable[[Host, Words], None]] = {
     "flush": lambda host, _words: host.tools.flush(),
     "delete": _delete,
     "clock": _step,
+    "standby": _standby,
+    "resume": _resume,
     "starve": lambda host, words: host.node.starve(seconds(words[0])),
     "renumber": _renumber,
 }

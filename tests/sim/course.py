@@ -130,7 +130,8 @@ class Course:
 
     def able(self) -> list[Host]:
         """Return the hosts that clients reach and that could serve, if they reached TARGET."""
-        return [host for host in self.visible() if host.node.is_live and host.is_linked and host.is_well]
+        able = [host for host in self.visible() if host.node.is_live and host.is_linked and host.is_well]
+        return [host for host in able if not (host.asked.out and host.is_in_standby)]
 
     def is_whole(self) -> bool:
         """Whether all hosts that clients reach hear each other."""

@@ -62,11 +62,14 @@ class Simulated:
         if process:
             process.sleep(_IMPORTS)
         daemon = Daemon(self.loop)  # type: ignore[arg-type]  # it has the same methods
-        with self.loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
+        signals = {**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}
+        with self.loop.signals(signals | {signal.SIGUSR1: lambda _: daemon.tell(host.asked)}):
             try:
                 if process:
                     process.sleep(_PREFLIGHT)
                 self._attach(daemon)
+                if host.is_in_standby:
+                    daemon.tell(host.asked)
                 daemon.run()
             except KevipError as error:
                 host.note("daemon.failed", error=str(error))
@@ -129,6 +132,7 @@ def candidacy_of_vrrp(host: Host, given: Mapping[str, Any]) -> vrrpd.Candidacy:
         vip=VIP, vip_id=int(VIP) & 0xFF, interface=host.interface, source=host.address, password=_SHORT,
         interval=given.get("interval", 0.1), priority=max(RANKS[0], RANKS[1] + 1 - given["advskew"]), dead_ratio=3,
         preempt=given.get("preempt", False), realtime=True, run_dir=Path("/nonexistent"),
+        settling=given.get("settling", 0.0),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from itertools import count
 from math import inf
 from typing import Any, Literal, Protocol
 
+from kevip.core.messages import Standby
 from kevip.health.ask import Answer
 from sim.child import Child
 from sim.handoff import Offer
@@ -59,6 +60,7 @@ class Host:
         self.deleted = -inf
         self.tools = Tools(self)
         self.settings: dict[str, Any] = {}
+        self.asked = Standby(-inf)
         self.tracked: set[int] = set()
         self.offer: Offer | None = None
         self.wires: list[Wire] = []
@@ -66,6 +68,11 @@ class Host:
         self.node = Node(self, kevip)
         self._pids = count(100 * number)
         network.hosts[self.name] = self
+
+    @property
+    def is_in_standby(self) -> bool:
+        """Whether it was asked to let fit hosts come first, and that is not over."""
+        return self.asked.until > self.world.now
 
     def note(self, event: str, **fields: object) -> None:
         """Tell the world that something happened here."""
@@ -228,6 +235,8 @@ class Node:
                 self._threads("carry_on")
             case signal.SIGKILL:
                 self._end(-number)
+            case signal.SIGUSR1:  # stands for the operator's socket
+                self._deliver(self.process, number)
             case _:
                 self.stopping = True
                 self._deliver(self.process, number)

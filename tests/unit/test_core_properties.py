@@ -2,8 +2,9 @@
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from math import inf
 from random import Random
 
 import pytest
@@ -34,6 +35,7 @@ from kevip.core.messages import (
     Reason,
     Rerank,
     Says,
+    Standby,
     StartEngine,
     Stop,
     Target,
@@ -79,6 +81,10 @@ HOST: list[Act] = [
     _any(Target(reached=None)),
     _any(Tick()),
 ]
+OPERATOR: list[Act] = [
+    lambda _, now: Standby(now + 5),
+    *(_any(Standby(until, out)) for until, out in ((inf, False), (inf, True), (-inf, False))),
+]
 WIRE: list[Act] = [
     _heard(says, ago, preferred=preferred, by_other=by_other)
     for says, ago, preferred, by_other in product(Says, (0.0, 0.1, 2.0), (False, True), (False, True))
@@ -86,7 +92,7 @@ WIRE: list[Act] = [
 STOP: list[Act] = [_any(Stop())]
 SECONDS = [0.0, 0.01, 0.5, 2.0, 7.0, 70.0]
 
-TRAITS = st.sampled_from([SLOW, QUICK])
+TRAITS = st.sampled_from([SLOW, QUICK, replace(SLOW, settling=5.0), replace(QUICK, settling=5.0)])
 ACTS = st.sampled_from(ENGINE) | st.sampled_from(HOST) | st.sampled_from(WIRE)
 BEGINS: list[list[Act]] = [
     [],
@@ -104,8 +110,9 @@ def _scripts(acts: st.SearchStrategy[Act]) -> st.SearchStrategy[Script]:
     return st.builds(operator.add, begins, st.lists(st.tuples(st.sampled_from(SECONDS), acts), max_size=40))
 
 
-SCRIPTS = _scripts(ACTS | st.sampled_from(STOP))
-WITHOUT_STOP = _scripts(ACTS)
+SCRIPTS = _scripts(ACTS | st.sampled_from(OPERATOR) | st.sampled_from(STOP))
+WITHOUT_STOP = _scripts(ACTS | st.sampled_from(OPERATOR))
+BY_ITSELF = _scripts(ACTS)
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,7 @@ def test_the_same_event_at_the_same_time_comes_to_the_same(traits: Traits, scrip
         assert core.step(traits, step.was, step.event, step.at) == (step.now_is, step.effects)
 
 
-@given(TRAITS, WITHOUT_STOP)
+@given(TRAITS, BY_ITSELF)
 def test_target_moves_the_vip_at_most_six_times_an_hour(traits: Traits, script: Script) -> None:
     steps = Play(traits).steps(script * 5)
     at = [step.at for step in steps if step.now_is.resign_from != step.was.resign_from]
