@@ -166,6 +166,9 @@ _SETTINGS = (
     _number("--dead-ratio", "Adverts missed before a backup takes over.", "3"),
     _switch("--preempt", "Take over from a living master with a higher skew, or a lower priority."),
     _switch("--broadcast", "Advertise by broadcast (with ucarp), where switches drop multicast."),
+    _number(
+        "--expect", "Replicas that there should be, this one too: fewer are a problem.", "2, once another was heard"
+    ),
     _choice(
         "--dataplane",
         get_args(Dataplane),

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from math import inf
 from time import monotonic
 from types import FrameType
-from typing import Protocol
+from typing import Annotated, Protocol
+
+# Seconds of a clock that only goes forward: a daemon's own, or that since boot in what was read of its record.
+Moment = Annotated[float, "moment"]
 
 Action = Callable[[], None]
 

@@ -11,6 +11,8 @@ from kevip.dataplane.select import save_all, select
 from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
+from kevip.presence.channel import Way
+from kevip.sync import wire
 
 _Found = TypeVar("_Found")
 
@@ -134,6 +136,11 @@ def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> 
     """Find where the VIP belongs among these interfaces, or those of this host now; raises HostError, CommandError."""
     shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
     return interface.place(interfaces or interface.listing(), config.vip, config.interface, shared=shared)
+
+
+def way(config: Config) -> Way:
+    """Return how what replicas say of themselves goes: to the port of the group, which heirs use too, but over TCP."""
+    return Way(port=wire.port(config.vip_id), peers=config.peers, broadcast=config.broadcast)
 
 
 def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidacy:

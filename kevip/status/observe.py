@@ -13,7 +13,8 @@ from kevip.dataplane.select import ahead, base_chains, installed
 from kevip.errors import KevipError
 from kevip.host import interface, kernel, lock
 from kevip.host.command import run_now
-from kevip.status.record import Moment, Record
+from kevip.loop import Moment
+from kevip.status.record import Record
 from kevip.status.runfile import StateFile, reported
 
 

@@ -10,7 +10,8 @@ from stat import S_ISREG
 
 from kevip.errors import HostError, KevipError
 from kevip.host import kernel
-from kevip.status.record import Moment, Record, from_json, to_json
+from kevip.loop import Moment
+from kevip.status.record import Record, from_json, to_json
 
 _MADE = ".made-by-kevip"  # what a directory holds that kevip has made, and so removes
 
