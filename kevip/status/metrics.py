@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,8 +25,9 @@ from kevip.dataplane.ruleset import Kind
 from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
 from kevip.log import logger
+from kevip.loop import Moment
 from kevip.status.observe import Facts, Look
-from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Moment, Record
+from kevip.status.record import BUCKETS, HANGS, PROSE, VERSION, Durations, Record
 from kevip.status.verdict import Verdict, verdict
 
 _SHARED = 1.0  # seconds for which a look at the host serves all that ask: it starts three programs
@@ -54,7 +56,7 @@ class Exporter(Collector):
             return Verdict(ok=False, text="this host's addresses cannot be listed")
         if self._record.role not in {Role.MASTER, Role.BACKUP}:
             return Verdict(ok=False, text=f"not in the election: {PROSE[self._record.reason]}")
-        return verdict(replace(facts, foreign=()))  # no other host need be better off
+        return verdict(replace(facts, foreign=()), group=False)  # no other host need be better off, nor be there
 
     def _look(self) -> Facts | None:
         """Look at the host, unless that was done just now; None if it cannot be."""
@@ -113,9 +115,24 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     bad = dict.fromkeys(FLAWS, 0) | record.bad_adverts
     yield _counter("bad_adverts", "Adverts heard that are damaged, forged or of others.", bad, "reason")
     yield _gauge("peers", "Other hosts heard as master that have not said goodbye since.", len(record.peers))
+    yield from _of_group(record)
     heard = {str(peer): _date(moment) for peer, moment in record.latest_peers(_MANY)}
     name = "peer_last_advert_timestamp_seconds"
     yield _gauge(name, f"When each of the last {_MANY} advertised (Unix time).", heard, "peer")
+
+
+def _of_group(record: Record) -> Iterator[Metric]:
+    here = [each for each in record.members.values() if each.is_here(monotonic())]
+    roles = dict.fromkeys(map(str, Role), 0) | Counter(map(str, [record.role, *(each.role for each in here)]))
+    yield _gauge("group_members", "Replicas that are heard, this one too, by role.", roles, "role")
+    text = "Replicas that there should be: EXPECT, or 2 once another one was heard."
+    yield _gauge("group_expected", text, record.expected)
+    differ = {
+        "must": sum(bool(each.unlike) for each in here),
+        "should": sum(len(each.differs) > len(each.unlike) for each in here),
+    }
+    text = "Replicas with other settings than this one, of those that must be alike, or should be."
+    yield _gauge("group_settings_differ", text, differ, "settings")
 
 
 def _date(moment: Moment) -> float:
