@@ -150,7 +150,7 @@ def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _peers(facts: Facts, report: Record) -> Iterator[str]:
-    """Yield a table of the group, this host first, then those heard last, also if only by adverts: of ucarp, say."""
+    """Yield a table of the group, this host first, and those heard last, also if only by adverts: of ucarp, say."""
     heard = dict(report.peers)
     for source, member in report.members.items():
         heard[source] = max(member.heard, heard.get(source, member.heard))
@@ -160,8 +160,8 @@ def _peers(facts: Facts, report: Record) -> Iterator[str]:
     reached = report.health.up if report.health else None
     yield _row("name", "role", "rank", "TARGET", "version", "last heard")
     yield _row(report.name, report.role, str(report.rank), _REACHED[reached], report.version, "this host")
-    latest = sorted(heard, key=lambda each: heard[each], reverse=True)
-    for source in latest[:_PEERS]:
+    latest = sorted(heard, key=lambda each: heard[each], reverse=True)[:_PEERS]
+    for source in sorted(latest):
         ago = f"{duration(facts.age(heard[source]))} ago"
         if source in report.members:
             member = report.members[source]

@@ -81,10 +81,10 @@ SHOWN = """\
   dropped      1 packet, 60 B, not expected or not allowed
   peers        name              role    rank TARGET version  last heard
                node1             master  5    up     0.1.0    this host
+               10.77.0.12        master  -    -      -        3 h 12 min ago
                node3             backup  20   down   0.2.0    2.0 s ago
                a-host-with-a-na… silent  255  -      0.1.0    1 h ago
                10.77.0.15        stopped 9    -      0.1.0    2 h 46 min ago
-               10.77.0.12        master  -    -      -        3 h 12 min ago
   settings     not as here: CHECK, TARGET on node3
   repairs      address 1, rules 2
   bad adverts  digest 5"""
