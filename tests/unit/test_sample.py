@@ -32,6 +32,7 @@ def test_what_it_shows_as_defaults_is_what_they_are() -> None:
         "ADVERT_INTERVAL",
         "PRIORITY",
         "PEERS",
+        "EXPECT",
     }
     assert {name: value for name, value in shown.items() if name not in examples} == {
         name: defaults[name] for name in shown if name not in examples
