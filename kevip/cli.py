@@ -186,6 +186,9 @@ _SETTINGS = (
         "Addresses of all hosts there: copies are taken from these only. Two without --sync-interface use unicast.",
         "whoever is there",
     ),
+    _number(
+        "--expect", "Replicas that there should be, this one too: fewer are a problem.", "2, once another was heard"
+    ),
     _choice(
         "--dataplane",
         get_args(Dataplane),

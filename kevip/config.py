@@ -16,7 +16,7 @@ from kevip import log
 from kevip.dataplane.rules import Ports
 from kevip.dataplane.select import Dataplane
 from kevip.election.carp import UNFIT
-from kevip.election.vrrpd import MOST_DEAD, RANKS
+from kevip.election.vrrpd import MOST_DEAD, RANKS, default_interval
 from kevip.errors import SettingsError
 from kevip.health.ask import Check
 
@@ -25,7 +25,7 @@ _Value = TypeVar("_Value")
 # Least and most of each number. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.
 RANGES = {
     "vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255), "priority": RANKS,
-    "check_interval": (1, 3600), "check_fall": (1, 100), "check_rise": (1, 100),
+    "check_interval": (1, 3600), "check_fall": (1, 100), "check_rise": (1, 100), "expect": (1, 64),
 }  # fmt: skip
 INTERVALS = 0.02, 40.0  # the shortest and the longest of keepalived, in seconds
 
@@ -40,6 +40,11 @@ _PLAIN_PATH = re.compile(r"[\w./+:@-]+", re.ASCII)
 RUN_DIR = Path("/run/kevip")
 _PROXYING = ("target", "global_masquerade", "allow_from", "ports", "sync")  # what means nothing if the VIP is only held
 _PAIR = 2  # hosts that a protocol for one peer is enough for
+# What differs from host to host, or may; and what no replica could hear of another if it were not the same.
+_OWN = {
+    "vip", "vip_id", "password", "interface", "priority", "advskew", "dataplane", "metrics", "run_dir", "log_format",
+    "log_level", "notify", "sync_interface",
+}  # fmt: skip
 _LONGEST_FILE = 65536
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _PORTS = range(1, 2**16)
@@ -99,6 +104,7 @@ class Config:
     sync: bool = False
     sync_interface: str | None = None
     sync_peers: tuple[IPv4Address, ...] = ()
+    expect: int | None = None  # replicas
     dataplane: Dataplane = "auto"
     metrics: Endpoint | None = None
     run_dir: Path = RUN_DIR
@@ -115,6 +121,14 @@ class Config:
     def hands_on(self) -> bool:
         """Whether an heir may have the connections: a host-wide masquerade gives them an address that it has not."""
         return bool(self.target) and not self.global_masquerade
+
+    def alike(self) -> dict[str, str]:
+        """Return what replicas should have alike, by the names of the variables."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _OWN}
+        advbase, quick = values.pop("advbase"), self.advert_interval or default_interval(realtime=True)
+        values["advert_interval"] = advbase if self.engine == "ucarp" else quick
+        lists = {name: ",".join(sorted(map(str, each))) for name, each in values.items() if isinstance(each, tuple)}
+        return {name.upper(): str(value) for name, value in (values | lists).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from kevip.errors import KevipError
 from kevip.health.watch import Watch
 from kevip.host import systemd
 from kevip.loop import Loop
+from kevip.presence.presence import Now, Presence
 from kevip.status.record import Record
 from kevip.status.reporter import Reporter
 from kevip.sync.handoff import Handoff
@@ -43,11 +44,19 @@ class Daemon:
         self.instance = Instance()
 
     def attach(  # noqa: PLR0913 - one for each part
-        self, *, engine: Engine, plane: Plane, announcer: Announcer, handoff: Handoff, watch: Watch, reporter: Reporter
+        self,
+        *,
+        engine: Engine,
+        plane: Plane,
+        announcer: Announcer,
+        handoff: Handoff,
+        watch: Watch,
+        presence: Presence,
+        reporter: Reporter,
     ) -> None:
         """Work with these parts: events come from them, and effects go to them."""
         self._engine, self._plane, self._announcer, self._handoff = engine, plane, announcer, handoff
-        self._watch, self._reporter, self._log = watch, reporter, reporter.log
+        self._watch, self._presence, self._reporter, self._log = watch, presence, reporter, reporter.log
         self._does: dict[Do, Callable[[], None]] = {
             Do.END_ENGINE: engine.end,
             Do.END_FAREWELL: engine.end_goodbye,
@@ -92,7 +101,12 @@ class Daemon:
             for effect in effects:
                 if not self._apply(effect):
                     break  # what follows rests on it
+        self._be_known()
         self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)
+
+    def _be_known(self) -> None:
+        record, held = self._reporter.record, self._plane.level is Level.HELD
+        self._presence.update(Now(record.role, record.since, held, self.instance.reached))
 
     def _due(self) -> None:
         self.tell(msg.Tick())
@@ -152,6 +166,7 @@ class Daemon:
             self._events.appendleft(msg.NotStarted(run))
             return False
         self._plane.interface, self._handoff.here = place.interface, place.source
+        self._presence.attach(place)
         try:
             self._announcer.attach(place.interface)
         except OSError:  # the interface went just now: the engine ends, and says so when it is started anew
@@ -217,6 +232,7 @@ class Daemon:
         record.rules = self._plane.rules
         record.sync = self.replication.state if self.replication else None
         record.peers, record.claims = self.instance.peers.advertised(), self._announcer.claims
+        record.members = self._presence.members
 
     def _leave(self) -> None:
         """Leave nothing behind, also when the loop ended with an error."""
@@ -227,4 +243,5 @@ class Daemon:
             for end in (self._plane.end, self._announcer.detach, self._engine.close):
                 ends.callback(end)
             ends.callback(self._handoff.close)
+            ends.callback(self._presence.close)
             self._watch.close()

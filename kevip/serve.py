@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy
+from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy, way
 from kevip.config import Config, Endpoint
 from kevip.daemon import STOPS, Daemon
 from kevip.dataplane import conntrack
@@ -25,8 +25,10 @@ from kevip.health.watch import Watch
 from kevip.host import kernel, lock, route
 from kevip.host.interface import Placement
 from kevip.loop import Loop
+from kevip.presence.frame import Said, Seal
+from kevip.presence.presence import Presence
 from kevip.status.notifier import Notifier
-from kevip.status.record import Health, Record
+from kevip.status.record import VERSION, Health, Record
 from kevip.status.reporter import Reporter
 from kevip.status.runfile import StateFile
 from kevip.sync import conntrackd, wire
@@ -64,6 +66,7 @@ def serve(config: Config) -> None:
 
 def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:
     """Give the daemon its parts; return those that are wanted before it runs."""
+    key = wire.derive(config.password, config.vip)
     record = _record(config, host, candidacy, loop.now())
     proxy = Proxy(
         vip=config.vip, target=config.target, here=host.placement.source,
@@ -86,7 +89,12 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
         plane=plane,
         announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
-        handoff=_handoff(config, proxy, loop, reporter, daemon.tell),
+        handoff=Handoff(
+            loop,
+            Group(wire.port(config.vip_id), key, Entries([proxy])) if config.hands_on else None,
+            reporter,
+            daemon.tell,
+        ),
         watch=Watch(
             loop,
             daemon.tell,
@@ -96,6 +104,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
             vip=config.vip if config.target else None,
             unrouted=partial(route.problem, config.target) if config.target else None,
         ),
+        presence=_presence(config, candidacy, key, loop, reporter),
         reporter=reporter,
     )
     return plane, reporter
@@ -109,11 +118,31 @@ def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Rec
         interface=host.placement.interface,
         dataplane=host.backend.name,
         patience=candidacy.patience,
+        name=kernel.host_name(),
+        rank=_rank(candidacy),
+        expect=config.expect,
         started=now,
         turned=now,
         since=now,
         health=Health(check=str(config.check), since=now) if config.check else None,
     )
+
+
+def _rank(candidacy: Candidacy) -> int:
+    return candidacy.advskew if isinstance(candidacy, ucarp.Candidacy) else candidacy.priority
+
+
+def _presence(config: Config, candidacy: Candidacy, key: bytes, loop: Loop, reporter: Reporter) -> Presence:
+    seal = Seal(key, config.vip_id)
+    own = Said(
+        source=candidacy.source,
+        name=reporter.record.name,
+        version=VERSION,
+        engine=config.engine,
+        rank=reporter.record.rank,
+        settings=seal.digests(config.alike()),
+    )
+    return Presence(loop, seal, way(config), own, reporter.warn_once)
 
 
 def _inlets(config: Config, candidacy: Candidacy) -> tuple[Inlet, ...]:
@@ -123,11 +152,6 @@ def _inlets(config: Config, candidacy: Candidacy) -> tuple[Inlet, ...]:
         return heirs
     peers = tuple(Inlet(packet.PROTOCOL, source=peer) for peer in candidacy.peers)
     return heirs + (peers or (Inlet(packet.PROTOCOL, destination=packet.GROUP),))
-
-
-def _handoff(config: Config, proxy: Proxy, loop: Loop, reporter: Reporter, tell: Tell) -> Handoff:
-    key = wire.derive(config.password, config.vip) if config.hands_on else b""
-    return Handoff(loop, Group(wire.port(config.vip_id), key, Entries([proxy])) if key else None, reporter, tell)
 
 
 def _engine(candidacy: Candidacy, loop: Loop, reporter: Reporter, tell: Tell, find: Callable[[], Placement]) -> Engine:

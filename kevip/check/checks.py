@@ -1,12 +1,13 @@
 """All checks, in the order in which they are told. They change nothing, and send ARP probes, a ping and a connect."""
 
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from functools import partial
 from ipaddress import IPv4Address
 
-from kevip.check import election, rules, traffic, vrrp
+from kevip.check import election, group, rules, traffic, vrrp
 from kevip.check.copies import copies
-from kevip.check.preflight import Fitness, examine, packages, vrrp_candidacy
+from kevip.check.preflight import Fitness, examine, packages, vrrp_candidacy, way
 from kevip.check.report import Finding, failed, ok, warning
 from kevip.config import Config
 from kevip.dataplane import conntrack
@@ -20,13 +21,15 @@ from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask, parse_check
 from kevip.host import kernel, lock, nfnetlink, route
 from kevip.host.interface import Interface, Placement
+from kevip.presence.channel import Channel
+from kevip.presence.presence import EVERY
 from kevip.status.runfile import StateFile
 from kevip.sync import wire
 
 _PING = Check(kind="icmp")
 _PATIENCE = 2.0  # seconds for TARGET to answer
-# Seconds to listen, if nobody says for how long: at least, for ARP has to be asked and answered too, and at most.
-_SHORTEST, _LONGEST = 2.0, 60.0
+# Seconds to listen, if nobody says for how long: at least, until each replica has said what it is, and at most.
+_SHORTEST, _LONGEST = EVERY + 0.5, 60.0
 
 
 def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
@@ -46,7 +49,7 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
         yield _kevip(config.vip, fitness)
         yield _multicast(config, here)
         if "capabilities" not in fitness.problems:
-            yield from _attempt("election", _election(config, here, place.source, seconds))
+            yield from _attempt("election", _segment(config, here, place, seconds))
         if config.target:
             yield from _attempt("route", _way(config.target, here, fitness.interfaces))
     if config.sync:
@@ -120,8 +123,14 @@ def _multicast(config: Config, here: Interface) -> Finding:
     return warning("multicast", found, advice)
 
 
-def _election(config: Config, here: Interface, source: IPv4Address, seconds: float) -> Iterator[Finding]:
-    place = Placement(interface=here.name, source=source)
+def _segment(config: Config, here: Interface, place: Placement, seconds: float) -> Iterator[Finding]:
+    with closing(Channel(place, way(config))) as channel:  # what is said meanwhile waits there
+        yield from _election(config, here, place, seconds)
+        yield from group.judge(config, channel, place.source)
+
+
+def _election(config: Config, here: Interface, place: Placement, seconds: float) -> Iterator[Finding]:
+    source = place.source
     if config.engine == "keepalived":
         candidacy = vrrp_candidacy(config, place)
         yield from vrrp.standing(candidacy)
@@ -130,11 +139,11 @@ def _election(config: Config, here: Interface, source: IPv4Address, seconds: flo
         yield from vrrp.judge(judged, candidacy.group())
         yield from _handoff(config, judged.masters.keys() - {source})
         return
-    group = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
-    heard = election.CarpListener(place, group, [each.ip.network for each in here.addresses]).listen(seconds)
+    ours = Group(vhid=config.vip_id, vip=config.vip, key=key(config.password))
+    heard = election.CarpListener(place, ours, [each.ip.network for each in here.addresses]).listen(seconds)
     yield from election.masters(heard, Interval(config.advbase, config.advskew), config.dead_ratio)
-    yield from election.strangers(heard, group)
-    yield from election.duplicates(heard, group.vip)
+    yield from election.strangers(heard, ours)
+    yield from election.duplicates(heard, ours.vip)
     yield from _handoff(config, heard.masters.keys() - {source})
 
 

@@ -13,7 +13,8 @@ from kevip.dataplane.select import save_all, select
 from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
-from kevip.sync import conntrackd
+from kevip.presence.channel import Way
+from kevip.sync import conntrackd, wire
 
 _Found = TypeVar("_Found")
 
@@ -170,6 +171,11 @@ def copying(config: Config, interfaces: tuple[interface.Interface, ...]) -> conn
         raise HostError(f"interface {there.name} has no IPv4 address, which conntrackd needs as its source")
     channel = Channel(port=conntrackd.port(config.target), interface=there.name, peers=others)
     return conntrackd.Setup(target=config.target, channel=channel, source=addresses[0], unicast=unicast)
+
+
+def way(config: Config) -> Way:
+    """Return how what replicas say of themselves goes: to the port of the group, which heirs use too, but over TCP."""
+    return Way(port=wire.port(config.vip_id), peers=config.peers, broadcast=config.broadcast)
 
 
 def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidacy:

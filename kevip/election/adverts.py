@@ -10,11 +10,10 @@ from random import SystemRandom
 from typing import Generic, TypeVar
 
 from kevip.election import carp
-from kevip.election.packet import GROUP, PROTOCOL, BadAdvertError
+from kevip.election.packet import GROUP, GROUP_MAC, PROTOCOL, BadAdvertError
 from kevip.host import wire
 from kevip.host.wire import Wire
 
-_MULTICAST_MAC = bytes.fromhex("01005e000012")
 _CARP_MAC = bytes.fromhex("00005e0000")
 
 _Advert = TypeVar("_Advert")
@@ -35,6 +34,8 @@ class Adverts(Generic[_Advert]):
         filters = [wire.adverts(PROTOCOL, GROUP, number, outgoing=out, unicast=unicast) for out in (False, True)]
         with ExitStack() as parts:
             self.others, self.own = (parts.enter_context(closing(Wire(interface, each))) for each in filters)
+            if not unicast:
+                self.others.join(interface, GROUP_MAC)
             self.close = parts.pop_all().close
 
     def hear(self) -> Iterator[tuple[float, _Advert | BadAdvertError]]:
@@ -55,7 +56,7 @@ class Adverts(Generic[_Advert]):
 
     def send(self, packet: bytes, *, source: bytes = b"", broadcast: bool = False) -> None:
         """Send a packet, from the interface's MAC address if no other one is given; raises OSError."""
-        to = wire.BROADCAST if broadcast else _MULTICAST_MAC
+        to = wire.BROADCAST if broadcast else GROUP_MAC
         self.others.send_ip(to=to, source=source or self.others.mac, packet=packet)
 
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from kevip.errors import KevipError
 
-GROUP = IPv4Address("224.0.0.18")
+GROUP, GROUP_MAC = IPv4Address("224.0.0.18"), bytes.fromhex("01005e000012")
 PROTOCOL = 112
 TTL = 255
 
@@ -41,20 +41,28 @@ class Header:
     length: int
 
 
-def header(packet: bytes) -> Header:
-    """Return the header of an IPv4 packet of protocol 112; raises BadAdvertError."""
+def header(packet: bytes, wanted: int = PROTOCOL) -> Header:
+    """Return the header of an IPv4 packet of the protocol that is wanted; raises BadAdvertError."""
     if len(packet) < _IP.size:
         raise BadAdvertError("truncated")
     first, _, length, _, _, ttl, protocol, _, source, target = _IP.unpack_from(packet)
     start = (first & 0xF) * 4
-    if first >> 4 != 4 or protocol != PROTOCOL or start < _IP.size:  # noqa: PLR2004 - IPv4
+    if first >> 4 != 4 or protocol != wanted or start < _IP.size:  # noqa: PLR2004 - IPv4
         raise BadAdvertError("malformed")
     return Header(IPv4Address(source), IPv4Address(target), ttl, start, length)
 
 
-def wrap(source: IPv4Address, body: bytes, *, identity: int, service: int, target: IPv4Address = GROUP) -> bytes:
+def wrap(  # noqa: PLR0913 - the fields of a header
+    source: IPv4Address,
+    body: bytes,
+    *,
+    identity: int,
+    service: int,
+    target: IPv4Address = GROUP,
+    protocol: int = PROTOCOL,
+) -> bytes:
     """Return a packet, to the group if to nobody else, with its identity and type of service."""
-    fields = 0x45, service, _IP.size + len(body), identity, _DONT_FRAGMENT, TTL, PROTOCOL
+    fields = 0x45, service, _IP.size + len(body), identity, _DONT_FRAGMENT, TTL, protocol
     return summed(_IP, fields, (source.packed, target.packed)) + body
 
 

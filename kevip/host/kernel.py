@@ -22,6 +22,11 @@ def uptime() -> float:
     return float(Path("/proc/uptime").read_text().split()[0])
 
 
+def host_name() -> str:
+    """Return this host's name, without what no terminal shows."""
+    return "".join(each for each in os.uname().nodename if each.isprintable())
+
+
 def missing_capabilities() -> list[str]:
     """Return which of the needed capabilities this process lacks."""
     return [name for name, bit in CAPABILITIES.items() if not _has(bit)]

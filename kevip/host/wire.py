@@ -1,4 +1,4 @@
-"""Packets on an interface's Ethernet, past the kernel's IP: CARP adverts and ARP, heard at once and sent."""
+"""Packets on an interface's Ethernet, past the kernel's IP: adverts, presence and ARP, heard at once and sent."""
 
 import ctypes
 import socket
@@ -11,8 +11,9 @@ from time import monotonic, time
 BROADCAST = b"\xff" * 6
 ETH_P_IP, ETH_P_ARP = 0x0800, 0x0806
 
-_ETH_P_ALL = 0x0003
+_ETH_P_ALL, _SOL_PACKET = 0x0003, 263
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
+_PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST, _MEMBERSHIP = 1, 0, struct.Struct("@iHH8s")  # packet(7)
 _TIMESPEC = struct.Struct("@ll")
 _ETHERNET_HEADER = 14
 _ENOUGH = 2048  # more bytes than a packet that interests us has
@@ -23,7 +24,8 @@ Instruction = tuple[int, int, int, int]  # classic BPF (linux/filter.h): code, j
 Test = tuple[list[Instruction], int, int, bool]  # what loads a value, how to compare it, with what, what must come out
 
 _LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _RETURN = 0x30, 0x28, 0x20, 0x06
-_LOAD_LENGTH, _LOAD_BEHIND = 0xB1, 0x50  # remember the IP header's length; load a byte that far behind an offset
+# Remember the IP header's length; load a byte, or a half-word, that far behind an offset.
+_LOAD_LENGTH, _LOAD_BEHIND, _LOAD_HALF_BEHIND = 0xB1, 0x50, 0x48
 _EQUAL, _ANY_BIT = 0x15, 0x45
 _FRAGMENT = 0x3FFF  # bits of the IP header's fourth half-word: more fragments, and the offset of this one
 _PACKET_TYPE, _VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030  # offsets of what the kernel knows of a packet (SKF_AD_OFF)
@@ -69,6 +71,17 @@ def adverts(
     )
 
 
+def datagrams(port: int, target: IPv4Address) -> list[Instruction]:
+    """Return the filter for whole UDP packets of others to an address and a port."""
+    return _filter(
+        ([_load(_LOAD_HALF, 12)], _EQUAL, ETH_P_IP, True),
+        ([_load(_LOAD_BYTE, 23)], _EQUAL, socket.IPPROTO_UDP, True),
+        ([_load(_LOAD_WORD, 30)], _EQUAL, int(target), True),
+        ([_load(_LOAD_HALF, 20)], _ANY_BIT, _FRAGMENT, False),
+        ([_load(_LOAD_LENGTH, _ETHERNET_HEADER), _load(_LOAD_HALF_BEHIND, _ETHERNET_HEADER + 2)], _EQUAL, port, True),
+    )
+
+
 def arp_from(address: IPv4Address) -> list[Instruction]:
     """Return the filter for ARP packets of others, requests and replies, whose sender says that it has an address."""
     return _filter(
@@ -103,6 +116,12 @@ class Wire:
         """The interface's MAC address as it is now: that of a bond may change."""
         mac: bytes = self._socket.getsockname()[4]
         return mac
+
+    def join(self, interface: str, group: bytes) -> None:
+        """Have the network card take frames to a multicast address, while this is open; raises OSError."""
+        index = socket.if_nametoindex(interface)
+        wanted = _MEMBERSHIP.pack(index, _PACKET_MR_MULTICAST, len(group), group)
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted)
 
     def hear(self) -> Iterator[tuple[float, bytes]]:
         """Yield packets from their Ethernet header on, with the time at which they went by, by the monotonic clock.

@@ -60,7 +60,7 @@ class Exporter(Collector):
             return Verdict(ok=False, text="this host's addresses cannot be listed")
         if self._record.role not in {Role.MASTER, Role.BACKUP}:
             return Verdict(ok=False, text=f"not in the election: {PROSE[self._record.reason]}")
-        return verdict(replace(facts, foreign=()))  # no other host need be better off
+        return verdict(replace(facts, foreign=()), group=False)  # no other host need be better off, nor be there
 
     def _look(self) -> Facts | None:
         """Look at the host, unless that was done just now; None if it cannot be."""
@@ -120,6 +120,7 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     bad = dict.fromkeys(FLAWS, 0) | record.bad_adverts
     yield _counter("bad_adverts", "Adverts heard that are damaged, forged or of others.", bad, "reason")
     yield _gauge("peers", "Other hosts heard as master that have not said goodbye since.", len(record.peers))
+    yield from _of_group(record)
     heard = {str(peer): _date(moment) for peer, moment in record.latest_peers(_MANY)}
     name = "peer_last_advert_timestamp_seconds"
     yield _gauge(name, f"When each of the last {_MANY} advertised (Unix time).", heard, "peer")
@@ -138,6 +139,20 @@ def _of_sync(sync: Copies) -> Iterator[Metric]:
     yield _counter("sync_packets", "Packets that it has heard since it runs.", sync.heard)
     text = "When what it copies was last compared with the kernel (Unix time)."
     yield _gauge("sync_resync_timestamp_seconds", text, _date(sync.resynced))
+
+
+def _of_group(record: Record) -> Iterator[Metric]:
+    here = [each for each in record.members.values() if each.is_here(monotonic())]
+    roles = dict.fromkeys(map(str, Role), 0) | Counter(map(str, [record.role, *(each.role for each in here)]))
+    yield _gauge("group_members", "Replicas that are heard, this one too, by role.", roles, "role")
+    text = "Replicas that there should be: EXPECT, or 2 once another one was heard."
+    yield _gauge("group_expected", text, record.expected)
+    differ = {
+        "must": sum(bool(each.unlike) for each in here),
+        "should": sum(len(each.differs) > len(each.unlike) for each in here),
+    }
+    text = "Replicas with other settings than this one, of those that must be alike, or should be."
+    yield _gauge("group_settings_differ", text, differ, "settings")
 
 
 def _date(moment: Moment) -> float:

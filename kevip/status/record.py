@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from kevip.core.messages import Reason, Role
 from kevip.host import kernel
 from kevip.loop import Moment
+from kevip.presence.group import SILENT, Member
 from kevip.sync.replication import Copies
 
 VERSION = version("kevip")
@@ -90,6 +91,9 @@ class Record:
     interface: str
     dataplane: str
     patience: float  # seconds without an advert after which a backup takes over
+    name: str = ""  # of the host
+    rank: int = 0  # the skew or priority
+    expect: int | None = None  # replicas that there should be, if somebody said
     pid: int = field(default_factory=os.getpid)
     version: str = VERSION
     started: Moment
@@ -100,6 +104,7 @@ class Record:
     transitions: int = 0
     entered: dict[Role, Counter[Reason]] = field(default_factory=dict)
     peers: dict[IPv4Address, Moment] = field(default_factory=dict)  # when each of them advertised last
+    members: dict[IPv4Address, Member] = field(default_factory=dict)  # the other replicas, as far as they were heard
     repairs: Counter[str] = field(default_factory=Counter)
     bad_adverts: Counter[str] = field(default_factory=Counter)
     engine_starts: int = 0
@@ -115,6 +120,15 @@ class Record:
     def snapshot(self) -> "Record":
         """Return a copy that another thread may read: each collection is copied in one step."""
         return replace(self, **{each.name: copy(getattr(self, each.name)) for each in fields(self)})
+
+    def heard(self, now: Moment) -> dict[IPv4Address, Member]:
+        """Return the replicas of which something was heard lately."""
+        return {source: each for source, each in self.members.items() if now - each.heard <= SILENT}
+
+    @property
+    def expected(self) -> int:
+        """How many replicas there should be, with this one: two, if nobody said and there was another one once."""
+        return self.expect or min(1 + len(self.members), 2)
 
     def latest_peers(self, most: int) -> list[tuple[IPv4Address, Moment]]:
         """Return those heard last: whoever can send on the network can make up any number of them."""

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
+from itertools import chain, repeat
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -20,6 +21,8 @@ from kevip.sync.replication import Copies
 _WIDTH = 80
 _LABEL = 15
 _PEERS = 8  # that are shown
+_COLUMNS = 17, 7, 4, 6, 8, 16  # of their table
+_REACHED = {True: "up", False: "down", None: "-"}
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _SECOND_LOOK = 0.3  # seconds after which a problem is looked at again: a takeover may come between report and host
 _AGAIN = 2.0  # seconds between looks of ``--watch``: a daemon writes its report as often
@@ -94,7 +97,10 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "others' NAT", "; ".join(f"{chain}: before ours" for chain in facts.foreign)
     yield from _traffic(facts)
     if report:
-        yield "peers", _peers(facts, report)
+        yield from zip(chain(["peers"], repeat("")), _peers(facts, report), strict=False)
+        if odd := [each for each in report.heard(facts.at).values() if each.differs]:
+            differ = "; ".join(f"{', '.join(each.differs)} on {each.name}" for each in odd)
+            yield "settings", f"not as here: {differ}"
         if report.sync:
             yield "sync", _sync(facts, report.sync)
         yield "repairs", _counts(report.repairs)
@@ -153,11 +159,35 @@ def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
             yield label, f"{packets} packet{'' if packets == 1 else 's'}, {size(octets)}, {note}"
 
 
-def _peers(facts: Facts, report: Record) -> str:
-    shown = [f"{peer} (advert {duration(facts.age(heard))} ago)" for peer, heard in report.latest_peers(_PEERS)]
-    if more := len(report.peers) - len(shown):
-        shown.append(f"{more} more")
-    return ", ".join(shown) or "none heard: backups are silent"
+def _peers(facts: Facts, report: Record) -> Iterator[str]:
+    """Yield a table of the group, this host first, and those heard last, also if only by adverts: of ucarp, say."""
+    heard = dict(report.peers)
+    for source, member in report.members.items():
+        heard[source] = max(member.heard, heard.get(source, member.heard))
+    if not heard:
+        yield "none heard"
+        return
+    reached = report.health.up if report.health else None
+    yield _row("name", "role", "rank", "TARGET", "version", "last heard")
+    yield _row(report.name, report.role, str(report.rank), _REACHED[reached], report.version, "this host")
+    latest = sorted(heard, key=lambda each: heard[each], reverse=True)[:_PEERS]
+    for source in sorted(latest):
+        ago = f"{duration(facts.age(heard[source]))} ago"
+        if source in report.members:
+            member = report.members[source]
+            role = "stopped" if member.stopped else member.role if member.is_here(facts.at) else "silent"
+            name = member.name or str(source)
+            yield _row(name, role, str(member.rank), _REACHED[member.target], member.version, ago)
+        else:
+            yield _row(str(source), "master", "-", "-", "-", ago)
+    if len(heard) > _PEERS:
+        yield f"{len(heard) - _PEERS} more"
+
+
+def _row(*cells: str) -> str:
+    """Return a row of the table: what is too long for its column is cut."""
+    cut = [each if len(each) <= width else each[: width - 1] + "…" for each, width in zip(cells, _COLUMNS, strict=True)]
+    return " ".join(each.ljust(width) for each, width in zip(cut, _COLUMNS, strict=True)).rstrip()
 
 
 def _sync(facts: Facts, sync: Copies) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from kevip.core.messages import Reason, Role
 from kevip.host.kubernetes import IPVS_INTERFACE
+from kevip.presence.group import SILENT
 from kevip.status.observe import Facts
 from kevip.status.record import HANGS, PROSE, Record
 
@@ -30,11 +32,11 @@ class Verdict:
         return f"{'OK' if self.ok else 'PROBLEM'} {self.text}"
 
 
-def verdict(facts: Facts) -> Verdict:
-    """Say whether role and host agree; of several problems, the one that explains most."""
+def verdict(facts: Facts, *, group: bool = True) -> Verdict:
+    """Say whether role, host and ``group`` agree; of several problems, the one that explains most."""
     if (problem := next(_of_host(facts), "")) or not facts.report:
         return Verdict(ok=False, text=problem)
-    problem = next(_of_role(facts, facts.report), "")
+    problem = next(chain(_of_role(facts, facts.report), _of_group(facts, facts.report) if group else ()), "")
     return Verdict(ok=not problem, text=problem or _well(facts, facts.report))
 
 
@@ -130,6 +132,21 @@ def _of_others(facts: Facts, report: Record) -> Iterator[str]:
         yield f"it takes no part in the election ({reason}): its log says why, {log}"
     if report.role is Role.BACKUP and (silence := _silence(facts, report)) > 2 * report.patience + _JOINING:
         yield f"nobody advertises: no master was heard for {silence:.0f} s, yet this host stays backup: restart kevip"
+
+
+def _of_group(facts: Facts, report: Record) -> Iterator[str]:
+    """Say what the whole group lacks: who is silent, and who is not set as this host is."""
+    heard = report.heard(facts.at)
+    if 1 + len(heard) < report.expected and facts.age(report.started) > SILENT:
+        if report.role is Role.MASTER and not heard:
+            yield "no backup: a failure of this host takes the VIP down"
+        elif report.expect:
+            missing = ", ".join(each.name for source, each in report.members.items() if source not in heard)
+            who = f"{missing} silent" if missing else "the others were never heard"
+            yield f"{1 + len(heard)} of {report.expect} replicas are here: {who}: look there with kevip status"
+    differ = [f"{', '.join(each.unlike)} on {each.name}" for each in heard.values() if each.unlike]
+    if differ:
+        yield f"settings differ: {'; '.join(differ)}: set them to the same on all hosts, and restart kevip there"
 
 
 def _silence(facts: Facts, report: Record) -> float:

@@ -49,7 +49,7 @@ def port(vip_id: int) -> int:
 
 
 def derive(password: str, vip: IPv4Address) -> bytes:
-    """Return the key of the group of a VIP; takes some 50 ms and 16 MB for that long."""
+    """Return the key of the group of a VIP; takes some 50 ms and 16 MB for that long. Presence has one made of it."""
     salt = f"kevip connections {vip}".encode()
     return hashlib.scrypt(os.fsencode(password), salt=salt, n=1 << 14, r=8, p=1, dklen=_TAG)
 

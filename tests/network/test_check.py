@@ -167,7 +167,7 @@ def test_is_aligned_and_readable_at_80_columns(network: Network) -> None:
     assert {line[:9].rstrip() for line in lines} == {"ok", "failed", ""}
     assert all(line[8] == line[22] == " " for line in lines)
     assert all(line[9] != " " != line[23] for line in lines if line[0] != " ")
-    assert summary == "23 checks: 22 ok, 0 warnings, 1 failed"
+    assert summary == "24 checks: 23 ok, 0 warnings, 1 failed"
 
 
 def test_shows_the_password_to_nobody(network: Network, check: Check) -> None:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +23,8 @@ from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
 from kevip.health.watch import Watch
 from kevip.host import arp, beside, command, interface, kernel, nfnetlink, systemd
+from kevip.presence.group import Member
+from kevip.presence.presence import Now
 from kevip.status import reporter
 from kevip.status.record import Health, Record
 from kevip.status.runfile import StateFile
@@ -115,6 +118,7 @@ class Simulated:
                 vip=VIP,
                 unrouted=lambda: "" if host.route and host.link == "up" else "no route",
             ),
+            presence=_Presence(),  # type: ignore[arg-type]
             reporter=told,
         )
 
@@ -155,6 +159,22 @@ def _reporter(host: Host, daemon: Daemon, state: StateFile, check: str) -> repor
         health=Health(check=check, since=now) if check else None,
     )
     return reporter.Reporter(record, state, daemon.refresh, lambda: host.world.now)
+
+
+class _Presence:
+    """Says nothing, and hears nothing: what replicas know of each other decides nothing."""
+
+    def __init__(self) -> None:
+        self.members: dict[IPv4Address, Member] = {}
+
+    def attach(self, place: interface.Placement) -> None:
+        pass
+
+    def update(self, now: Now) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _State(StateFile):

@@ -22,7 +22,7 @@ _LATENCY = 0.0002
 _ROOM = 250
 """Packets that wait in a socket's queue, of the size of an advert; what comes then is dropped."""
 
-_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _LOAD_LENGTH, _LOAD_BEHIND = 0x30, 0x28, 0x20, 0xB1, 0x50
+_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _LOAD_LENGTH, _LOAD_BEHIND, _LOAD_HALF_BEHIND = 0x30, 0x28, 0x20, 0xB1, 0x50, 0x48
 _JUMP_EQUAL, _JUMP_ANY, _RETURN = 0x15, 0x45, 0x06
 _SIZES = {_LOAD_BYTE: 1, _LOAD_HALF: 2, _LOAD_WORD: 4}
 _TYPE, _VLAN = 0xFFFFF004, 0xFFFFF030
@@ -75,8 +75,10 @@ def accepts(program: Sequence[Instruction], frame: bytes, *, outgoing: bool) -> 
             value = known[operand] if operand in known else int.from_bytes(frame[operand : operand + size])
         elif code == _LOAD_LENGTH:
             length = (frame[operand] & 0xF) * 4 if len(frame) > operand else 0
-        elif code == _LOAD_BEHIND:
-            value = frame[length + operand] if len(frame) > length + operand else -1
+        elif code in (_LOAD_BEHIND, _LOAD_HALF_BEHIND):
+            size = 1 if code == _LOAD_BEHIND else 2
+            found = frame[length + operand : length + operand + size]
+            value = int.from_bytes(found) if len(found) == size else -1
         elif code in (_JUMP_EQUAL, _JUMP_ANY):
             at += jump if (value == operand if code == _JUMP_EQUAL else value & operand) else otherwise
         elif code == _RETURN:
@@ -101,6 +103,9 @@ class Wire:
     def mac(self) -> bytes:
         """The interface's MAC address."""
         return self._host.mac
+
+    def join(self, interface: str, group: bytes) -> None:
+        """Hear a multicast group: each host does."""
 
     def take(self, frame: bytes, *, outgoing: bool) -> None:
         """Queue a frame, if the filter lets it through and there is room."""

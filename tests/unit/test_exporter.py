@@ -11,6 +11,7 @@ from unittest import mock
 
 from kevip.core.messages import Role
 from kevip.dataplane.conntrack import Tracked
+from kevip.presence.group import Member
 from kevip.status import metrics
 from kevip.status.metrics import Exporter
 from kevip.status.observe import Facts
@@ -78,6 +79,37 @@ def test_a_few_peers_of_many_are_shown_those_heard_last() -> None:
     shown = families["kevip_peer_last_advert_timestamp_seconds"].samples
     assert [round(time() - sample.value) for sample in shown] == list(range(1, 17))
     assert families["kevip_peers"].samples[0].value == 100
+
+
+def test_the_group_is_counted_with_this_host_and_without_those_that_are_gone() -> None:
+    now = monotonic()
+    members = {
+        VIP + number: Member(
+            name=f"node{number}", version="1", engine="ucarp", rank=1, role=role, since=now, heard=now - silent,
+            stopped=stopped, differs=differs,
+        )
+        for number, (role, silent, stopped, differs) in enumerate([
+            (Role.BACKUP, 1, False, ["TARGET", "CHECK"]), (Role.BACKUP, 1, False, ["CHECK"]),
+            (Role.BACKUP, 16, False, ["TARGET"]), (Role.INIT, 1, True, []),
+        ])
+    }  # fmt: skip
+    made = record(role=Role.MASTER, members=members)
+    families = {family.name: family.samples for family in Exporter(made).collect()}
+    roles = {sample.labels["role"]: sample.value for sample in families["kevip_group_members"]}
+    assert roles == {"master": 1, "backup": 2, "init": 0, "leaving": 0}
+    differ = {sample.labels["settings"]: sample.value for sample in families["kevip_group_settings_differ"]}
+    assert differ == {"must": 1, "should": 2}
+    assert samples()["kevip_group_expected"] == 1
+    assert (made.expected, replace(made, expect=5).expected) == (2, 5)
+
+
+def test_a_group_that_lacks_a_replica_is_no_reason_not_to_be_ready() -> None:
+    """A roll-out waits for that: it would never go on."""
+    made = record(role=Role.BACKUP, expect=3)
+    made.started, made.peers = made.started - 100, {VIP + 1: monotonic()}
+    with mock.patch.object(metrics, "Look") as look:
+        look.return_value.of.return_value = Facts(vip=VIP, at=monotonic(), run_dir=Path("/run"), report=made)
+        assert Exporter(made).ready().ok
 
 
 def test_a_loop_that_does_not_turn_is_not_alive() -> None:

@@ -16,6 +16,7 @@ import kevip
 from kevip.core.messages import Reason, Role
 from kevip.errors import KevipError
 from kevip.host import kernel
+from kevip.presence.group import Member
 from kevip.status import record as records
 from kevip.status.record import HANGS, Durations, Health, Record, from_json, to_json
 from kevip.status.runfile import StateFile
@@ -32,6 +33,10 @@ def record(now: float = 1000.0) -> Record:
         entered={Role.MASTER: Counter({Reason.KEPT: 1})}, peers={VIP + 1: now - 0.5}, repairs=Counter(rules=2),
         bad_adverts=Counter(digest=1), engine_starts=1, health=Health(check="icmp", since=now - 60, problem="x"),
         rules={"iptables-nft": ["nat -A x"]}, claims={"02:00:00:00:00:01": now - 7}, takeovers=Durations(seconds=0.5),
+        members={VIP + 1: Member(
+            name="node2", version="1", engine="ucarp", rank=7, role=Role.BACKUP, since=now - 30, heard=now - 2,
+            target=False, differs=["TARGET"],
+        )},
     )  # fmt: skip
 
 
@@ -44,6 +49,7 @@ def moments(of: Record) -> list[float]:
     """Return how long before its last turn each of its moments was."""
     assert of.health
     times = [of.started, of.since, of.health.since, *of.peers.values(), *of.claims.values()]
+    times += [each for member in of.members.values() for each in (member.since, member.heard)]
     return [round(of.turned - each, 3) for each in times]
 
 
@@ -51,6 +57,8 @@ def plain(of: Record) -> dict[str, Any]:
     """Return what is no moment."""
     said = to_json(of, 0.0)
     del said["health"]["since"]
+    for member in said["members"].values():
+        del member["since"], member["heard"]
     times = ("started", "turned", "since", "peers", "claims", "uptime")
     return {name: each for name, each in said.items() if name not in times}
 
@@ -109,7 +117,8 @@ def test_what_no_kevip_wrote_is_told_in_one_way(state: StateFile, text: str) -> 
 @pytest.mark.parametrize("change", [
     {"role": "king"}, {"reason": "another one took over"}, {"since": 5}, {"peers": []}, {"peers": {"x": "y"}},
     {"pid": "1"}, {"health": 1}, {"rules": "abc"}, {"rules": [1]}, {"repairs": {"rules": "many"}}, {"uptime": None},
-    {"turned": None}, {"vip": 5}, {"takeovers": {"counts": 1}},
+    {"turned": None}, {"vip": 5}, {"members": {"10.0.0.1": {"name": "x"}}}, {"members": {"x": {}}},
+    {"takeovers": {"counts": 1}},
 ])  # fmt: skip
 def test_what_another_version_wrote_is_told_too(state: StateFile, change: dict[str, Any]) -> None:
     state.write(record(), 1000)
@@ -196,3 +205,11 @@ def test_the_probe_waits_for_no_pipe(state: StateFile) -> None:
     state.prepare()
     os.mkfifo(state.path)
     assert probe(state, "ready") == (1, f"no kevip runs here: there is no {state.path}\n")
+
+
+def test_the_probe_goes_by_its_own_role_and_not_by_that_of_others(state: StateFile) -> None:
+    apart = record()
+    apart.role = Role.INIT
+    assert [each.role for each in apart.members.values()] == [Role.BACKUP]
+    state.write(apart, 1000)
+    assert probe(state, "ready")[0] == 1

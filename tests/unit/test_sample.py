@@ -35,6 +35,7 @@ def test_what_it_shows_as_defaults_is_what_they_are() -> None:
         "PEERS",
         "SYNC_INTERFACE",
         "SYNC_PEERS",
+        "EXPECT",
     }
     assert {name: value for name, value in shown.items() if name not in examples} == {
         name: defaults[name] for name in shown if name not in examples

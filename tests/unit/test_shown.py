@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from kevip.core.messages import Reason, Role
 from kevip.dataplane.conntrack import Tracked
 from kevip.dataplane.rules import Part, Rule
+from kevip.presence.group import Member
 from kevip.status.observe import Facts, Held
 from kevip.status.record import PROSE, Health, Record
 from kevip.status.text import as_json, as_text, duration, is_ok, size
@@ -34,9 +36,22 @@ def rule(table: str, kind: str, action: str, packets: int, octets: int) -> Rule:
     return Rule(text=text, part=PARTS[kind], packets=packets, bytes=octets)
 
 
+def member(heard: float, **changes: Any) -> Member:
+    """Return another replica, heard so many seconds ago."""
+    given: dict[str, Any] = {"name": "node2", "version": "0.1.0", "engine": "ucarp", "rank": 9, "role": Role.BACKUP}
+    return Member(**given | changes, since=ago(1e4), heard=ago(heard))
+
+
+LAN = IPv4Address("10.77.0.0")
+MEMBERS = {
+    LAN + 15: member(10000, name="", stopped=True),
+    LAN + 14: member(3600, name="a-host-with-a-name-of-some-length", rank=255),
+    LAN + 13: member(2, name="node3", version="0.2.0", rank=20, target=False, differs=["CHECK", "TARGET"]),
+}
 REPORT = Record(
     vip=VIP, target=IPv4Address("203.0.113.10"), vip_id=100, interface="eth0", dataplane="iptables-nft", patience=3.1,
-    role=Role.MASTER, reason=Reason.GOODBYE, since=ago(11520), peers={IPv4Address("10.77.0.12"): ago(11521)},
+    role=Role.MASTER, reason=Reason.GOODBYE, since=ago(11520), peers={LAN + 12: ago(11521)},
+    name="node1", rank=5, version="0.1.0", members=MEMBERS,
     started=ago(20000), turned=ago(1), transitions=3, repairs=Counter(rules=2, address=1),
     bad_adverts=Counter(digest=5), health=Health(check="tcp:443", up=True, since=ago(11000), round_trip_ms=1.2),
 )  # fmt: skip
@@ -67,7 +82,13 @@ SHOWN = """\
   source ports 5 of 64512 in use, to tcp 443
   forwarded    1234 packets, 1.23 MB, both directions
   dropped      1 packet, 60 B, not expected or not allowed
-  peers        10.77.0.12 (advert 3 h 12 min ago)
+  peers        name              role    rank TARGET version  last heard
+               node1             master  5    up     0.1.0    this host
+               10.77.0.12        master  -    -      -        3 h 12 min ago
+               node3             backup  20   down   0.2.0    2.0 s ago
+               a-host-with-a-na… silent  255  -      0.1.0    1 h ago
+               10.77.0.15        stopped 9    -      0.1.0    2 h 46 min ago
+  settings     not as here: CHECK, TARGET on node3
   repairs      address 1, rules 2
   bad adverts  digest 5"""
 
@@ -77,7 +98,16 @@ def shown(facts: Facts) -> str:
 
 
 def test_a_master_as_people_see_it() -> None:
-    assert shown(FACTS) == SHOWN
+    healthy = replace(
+        FACTS, report=replace(REPORT, members=MEMBERS | {LAN + 13: replace(MEMBERS[LAN + 13], differs=[])})
+    )
+    assert shown(healthy) == SHOWN.replace("  settings     not as here: CHECK, TARGET on node3\n", "")
+
+
+def test_a_setting_that_differs_is_told() -> None:
+    problem = "  PROBLEM settings differ: TARGET on node3: set them to the same on all hosts,"
+    more = "          and restart kevip there"
+    assert shown(FACTS) == SHOWN.replace("  OK      this host serves the VIP", f"{problem}\n{more}")
 
 
 def test_says_how_it_is_with_the_copies_of_connections() -> None:
@@ -126,6 +156,16 @@ def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
         assert lines[1].startswith("  PROBLEM ")
 
 
+def test_a_group_that_is_well_is_a_table_and_one_that_is_large_is_cut() -> None:
+    many = {LAN + number: member(1, name=f"node{number}") for number in range(2, 60)}
+    lines = shown(replace(FACTS, report=replace(REPORT, members=many, peers={LAN + 2: ago(7)}))).splitlines()
+    assert lines[1] == "  OK      this host serves the VIP"
+    assert "               node2             backup  9    -      0.1.0    1.0 s ago" in lines
+    assert lines[-3] == "               50 more"
+    alone = shown(replace(FACTS, report=replace(REPORT, members={}, peers={})))
+    assert "  peers        none heard\n  repairs" in alone
+
+
 def test_what_a_killed_daemon_said_is_told_as_the_past() -> None:
     assert "role         was master when last heard of, 1 min 40 s ago" in shown(
         replace(FACTS, running=False, report=replace(REPORT, turned=ago(100)))
@@ -139,7 +179,7 @@ def test_without_a_vip_it_says_so() -> None:
 
 
 def test_programs_get_the_same() -> None:
-    found = json.loads(json.dumps(as_json([FACTS])))
+    found = json.loads(json.dumps(as_json([replace(FACTS, report=replace(REPORT, members={}))])))
     [vip] = found["vips"]
     assert (found["ok"], vip["ok"], vip["vip"], vip["report"]["role"]) == (True, True, str(VIP), "master")
     assert vip["counters"] == {

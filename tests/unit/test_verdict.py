@@ -10,6 +10,7 @@ import pytest
 from kevip.core.messages import Reason, Role
 from kevip.dataplane.conntrack import Tracked
 from kevip.dataplane.rules import Part, Rule
+from kevip.presence.group import Member
 from kevip.status.observe import Facts, Held
 from kevip.status.record import Health, Record
 from kevip.status.verdict import verdict
@@ -138,3 +139,49 @@ def test_what_does_not_fit_together_is_a_problem_with_what_to_do(facts: Facts, s
 def test_of_several_problems_the_one_that_explains_most_is_told() -> None:
     facts = replace(MASTER, held=(), rules={}, running=False)
     assert verdict(facts).text.startswith("its kevip was killed")
+
+
+def member(heard: float, **changes: Any) -> Member:
+    """Return another replica, heard so many seconds ago."""
+    given: dict[str, Any] = {"name": "node2", "version": "1", "engine": "ucarp", "rank": 9, "role": Role.BACKUP}
+    return Member(**given | changes, since=ago(500), heard=ago(heard))
+
+
+NO_BACKUP = "no backup: a failure of this host takes the VIP down"
+TWO_OF_THREE = "2 of 3 replicas are here: node3 silent: look there with kevip status"
+NODE3 = {PEER + 1: member(16, name="node3")}
+
+
+@pytest.mark.parametrize(("facts", "expect", "members", "started", "problem"), [
+    (MASTER, None, {}, 1000, ""),
+    (MASTER, None, {PEER: member(14)}, 1000, ""),
+    (MASTER, None, {PEER: member(14, stopped=True)}, 1000, ""),  # it may be started anew
+    (MASTER, None, {PEER: member(16)}, 1000, NO_BACKUP),
+    (MASTER, None, {PEER: member(16, stopped=True)}, 1000, NO_BACKUP),
+    (MASTER, None, {PEER: member(1)} | NODE3, 1000, ""),
+    (BACKUP, None, {PEER: member(16)}, 1000, ""),
+    (MASTER, 1, {PEER: member(16)}, 1000, ""),
+    (MASTER, 2, {}, 1000, NO_BACKUP),
+    (MASTER, 2, {}, 14, ""),
+    (BACKUP, 2, {}, 1000, "1 of 2 replicas are here: the others were never heard: look there with kevip status"),
+    (MASTER, 3, {PEER: member(1)} | NODE3, 1000, TWO_OF_THREE),
+    (BACKUP, 3, {PEER: member(1)} | NODE3, 1000, TWO_OF_THREE),
+])  # fmt: skip
+def test_a_group_that_lacks_replicas_is_a_problem(
+    facts: Facts, expect: int | None, members: dict[IPv4Address, Member], started: float, problem: str
+) -> None:
+    lacks = changed(facts, expect=expect, members=members, started=ago(started), since=ago(min(started, 100)))
+    assert verdict(lacks).ok is not bool(problem)
+    assert verdict(lacks).text.startswith(problem or verdict(facts).text)
+    assert verdict(lacks, group=False) == verdict(facts)
+
+
+def test_settings_that_differ_are_a_problem_where_they_have_to_be_alike() -> None:
+    members = {
+        PEER: member(1, differs=["CHECK", "TARGET"]),
+        PEER + 1: member(1, name="node3", differs=["ALLOW_FROM", "PORTS"]),
+        PEER + 2: member(16, name="node4", differs=["TARGET"]),
+    }
+    found = verdict(changed(BACKUP, members=members))
+    assert found.text.startswith("settings differ: TARGET on node2; ALLOW_FROM, PORTS on node3: set them")
+    assert verdict(changed(BACKUP, members={PEER: member(1, differs=["CHECK"])})).ok
