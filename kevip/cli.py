@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from kevip import config as settings
-from kevip import log, manifest
+from kevip import control, log, manifest
 from kevip.check import report
 from kevip.check.checks import diagnose
 from kevip.config import Config, EngineName, Malformed, load
@@ -24,10 +24,11 @@ from kevip.health.ask import parse_check
 from kevip.host import kernel, lock
 from kevip.serve import serve
 from kevip.status import text
-from kevip.status.runfile import StateFile
+from kevip.status.runfile import StateFile, reported
 from kevip.sync import conntrackd
 
 _STDERR = 2
+_PATIENCE = 300.0  # seconds for an answer: with keepalived and an advert in 40 s, nobody may take over for 2 min
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -106,6 +107,7 @@ _PORTS = _Parsed("ports", settings.parse_list(settings.parse_ports))
 _CHECK = _Parsed("check", parse_check)
 _PEERS = _Parsed("addresses", settings.parse_list(settings.parse_ipv4))
 _COMMAND = _Parsed("command", settings.parse_command)
+_DURATION = _Parsed("time", settings.parse_duration)
 _INTERVAL = _Parsed("seconds", settings.parse_interval)
 _ENDPOINT = _Parsed("[host]:port", settings.parse_endpoint)
 _NAME = _Parsed("name", manifest.parse_name)
@@ -172,6 +174,7 @@ _SETTINGS = (
     _number("--advskew", "1/256 s added to that: among replicas with ucarp, the lowest wins.", "random, 1-25"),
     _number("--dead-ratio", "Adverts missed before a backup takes over.", "3"),
     _switch("--preempt", "Take over from a living master with a higher skew, or a lower priority."),
+    _number("--preempt-delay", "Seconds that a host which came back waits before it does that.", "0"),
     _switch("--broadcast", "Advertise by broadcast (with ucarp), where switches drop multicast."),
     _switch("--sync", "Copy connections to the other hosts, by conntrackd: silent ones survive a crash, too."),
     _setting(
@@ -338,6 +341,58 @@ def _status(*, as_json: bool, watch: bool, **given: Any) -> ExitStatus:
 
     ok = text.watch(show) if watch else show()
     return ExitStatus.OK if ok else ExitStatus.FAILURE
+
+
+_OF_VIP = click.option("--vip", type=_ADDRESS, help="Only this VIP, not all of this host.")
+_FORCE = click.option("--force", is_flag=True, help="Leave the election meanwhile, though nobody else may take over.")
+
+
+@cli.command("standby", short_help="Let other hosts serve, until it is resumed.")
+@_OF_VIP
+@click.option(
+    "--for", "seconds", type=_DURATION, help="For a time such as 90s, 30m, 2h or 1d, not until it is resumed."
+)
+@_FORCE
+@_RUN_DIR
+def _standby(*, force: bool, **given: Any) -> ExitStatus:
+    """Hand the VIP over, if it is here, and come after all hosts that are fit from now on.
+
+    A restart does not end that. Exit status: 0 if a peer serves the VIP, 1 if none took over, and it stays here.
+    """
+    return _ask(given, "standby", force=force)
+
+
+@cli.command("resume", short_help="End a standby.")
+@_OF_VIP
+@_RUN_DIR
+def _resume(**given: Any) -> ExitStatus:
+    """End a standby, so that this host is as good as any; that does not move the VIP."""
+    return _ask(given, "resume")
+
+
+@cli.command("move", short_help="Hand the VIP over to another host.")
+@_OF_VIP
+@_FORCE
+@_RUN_DIR
+def _move(*, force: bool, **given: Any) -> ExitStatus:
+    """Hand the VIP over now, and come after all hosts that are fit for a minute.
+
+    Exit status: 0 if a peer took over, 1 if none did, and it stays here.
+    """
+    return _ask(given | {"seconds": control.MOVED}, "move", force=force)
+
+
+def _ask(given: Mapping[str, Any], command: control.Command, *, force: bool = False) -> ExitStatus:
+    """Ask the daemon of a VIP, or of each on this host, and say what came of it."""
+    vip, run_dir = _place(given)
+    question, well = control.Question(command, given.get("seconds"), force), True
+    if not (vips := [vip] if vip else sorted(reported(run_dir))):
+        raise KevipError("no kevip is seen here: run this as root, in the container that it runs in")
+    for each in vips:
+        answer = control.ask(control.place(run_dir, each), question, _PATIENCE)
+        click.echo(f"{each}: {answer.text}")
+        well = well and answer.ok
+    return ExitStatus.OK if well else ExitStatus.FAILURE
 
 
 @cli.command("cleanup", short_help="Remove what a killed kevip left on this host.")

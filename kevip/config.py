@@ -25,7 +25,8 @@ _Value = TypeVar("_Value")
 # Least and most of each number. 255 as a skew is left out: with it, a base of 255 means "never" to ucarp.
 RANGES = {
     "vip_id": (1, 255), "advbase": (1, 255), "advskew": (0, 254), "dead_ratio": (1, 255), "priority": RANKS,
-    "check_interval": (1, 3600), "check_fall": (1, 100), "check_rise": (1, 100), "expect": (1, 64),
+    "preempt_delay": (0, 3600), "check_interval": (1, 3600), "check_fall": (1, 100), "check_rise": (1, 100),
+    "expect": (1, 64),
 }  # fmt: skip
 INTERVALS = 0.02, 40.0  # the shortest and the longest of keepalived, in seconds
 
@@ -43,7 +44,7 @@ _PAIR = 2  # hosts that a protocol for one peer is enough for
 # What differs from host to host, or may; and what no replica could hear of another if it were not the same.
 _OWN = {
     "vip", "vip_id", "password", "interface", "priority", "advskew", "dataplane", "metrics", "run_dir", "log_format",
-    "log_level", "notify", "sync_interface",
+    "log_level", "notify", "sync_interface", "preempt_delay",
 }  # fmt: skip
 _LONGEST_FILE = 65536
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
@@ -100,6 +101,7 @@ class Config:
     advskew: int = field(default_factory=lambda: SystemRandom().randint(1, 25))
     dead_ratio: int = 3  # adverts missed (ucarp(8))
     preempt: bool = False
+    preempt_delay: int = 0  # seconds
     broadcast: bool = False
     sync: bool = False
     sync_interface: str | None = None
@@ -249,6 +251,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     for name in _PROXYING:
         if held and values.get(name):
             yield f"{label('hold_only')} and {label(name)} contradict each other: leave one of them out"
+    if values.get("preempt_delay") and not values.get("preempt"):
+        yield f"{label('preempt_delay')} means nothing without {label('preempt')}"
     if held and check and check.kind != "http":
         yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http[s]://HOST:PORT/PATH"
     if check and skew >= UNFIT:  # a check adds to the skew of a host that should come last
@@ -361,6 +365,14 @@ def parse_interval(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,2})?", text):
         raise ValueError(f"{text!r} is no number of seconds with two decimals at most, such as 0.1")
     return float(text)
+
+
+def parse_duration(text: str) -> float:
+    """Parse a time, such as ``90s``, ``30m``, ``2h`` or ``1d``, and return its seconds."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhd]?)", text)
+    if not found or not int(found[1]):
+        raise ValueError(f"{text!r} is no time, such as 90s, 30m, 2h or 1d")
+    return float(int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]])
 
 
 def parse_endpoint(text: str) -> Endpoint:

@@ -8,9 +8,11 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
+from kevip.control import Control
 from kevip.core import messages as msg
 from kevip.core.instance import TICK, step
 from kevip.core.messages import Do, Level
@@ -24,7 +26,7 @@ from kevip.health.watch import Watch
 from kevip.host import systemd
 from kevip.loop import Loop
 from kevip.presence.presence import Now, Presence
-from kevip.status.record import Record
+from kevip.status.record import Record, standby
 from kevip.status.reporter import Reporter
 from kevip.sync.handoff import Handoff
 from kevip.sync.replication import Replication
@@ -33,40 +35,48 @@ READY = 10.0  # seconds after which systemd hears that the start is done, also o
 STOPS = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a daemon works with: events come from these, and effects go to them."""
+
+    engine: Engine
+    plane: Plane
+    announcer: Announcer
+    handoff: Handoff
+    watch: Watch
+    presence: Presence
+    reporter: Reporter
+
+    def does(self) -> dict[Do, Callable[[], None]]:
+        """Return what effects that are said by their name come to."""
+        return {
+            Do.END_ENGINE: self.engine.end,
+            Do.END_FAREWELL: self.engine.end_goodbye,
+            Do.OFFER: self.handoff.offer,
+            Do.END_OFFER: self.handoff.end_offer,
+            Do.YIELD: self.engine.yields,
+            Do.ANNOUNCE: self.announcer.announce,
+            Do.HUSH: self.announcer.hush,
+        }
+
+
 class Daemon:
     """Serves one VIP on this host until a signal says to stop. The only writer of what kevip changes on it."""
 
     replication: Replication | None = None
+    control: Control | None = None
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._events: deque[msg.Event] = deque()
         self.instance = Instance()
 
-    def attach(  # noqa: PLR0913 - one for each part
-        self,
-        *,
-        engine: Engine,
-        plane: Plane,
-        announcer: Announcer,
-        handoff: Handoff,
-        watch: Watch,
-        presence: Presence,
-        reporter: Reporter,
-    ) -> None:
-        """Work with these parts: events come from them, and effects go to them."""
-        self._engine, self._plane, self._announcer, self._handoff = engine, plane, announcer, handoff
-        self._watch, self._presence, self._reporter, self._log = watch, presence, reporter, reporter.log
-        self._does: dict[Do, Callable[[], None]] = {
-            Do.END_ENGINE: engine.end,
-            Do.END_FAREWELL: engine.end_goodbye,
-            Do.OFFER: handoff.offer,
-            Do.END_OFFER: handoff.end_offer,
-            Do.YIELD: engine.yields,
-            Do.ANNOUNCE: announcer.announce,
-            Do.HUSH: announcer.hush,
-            Do.LOOK: self._look,
-        }
+    def attach(self, parts: Parts) -> None:
+        """Work with these parts."""
+        self._engine, self._plane, self._announcer = parts.engine, parts.plane, parts.announcer
+        self._watch, self._handoff, self._presence = parts.watch, parts.handoff, parts.presence
+        self._reporter, self._log = parts.reporter, parts.reporter.log
+        self._does = parts.does() | {Do.LOOK: self._look}
 
     def run(self) -> None:
         """Serve until it is over, then leave the host as it was; raises KevipError if something of ours is left."""
@@ -101,12 +111,11 @@ class Daemon:
             for effect in effects:
                 if not self._apply(effect):
                     break  # what follows rests on it
-        self._be_known()
+        role, since, held = self._reporter.record.role, self._reporter.record.since, self._plane.level is Level.HELD
+        self._presence.update(Now(role, since, held, self.instance.reached))
+        if self.control:
+            self.control.follow(traits, self.instance)
         self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)
-
-    def _be_known(self) -> None:
-        record, held = self._reporter.record, self._plane.level is Level.HELD
-        self._presence.update(Now(record.role, record.since, held, self.instance.reached))
 
     def _due(self) -> None:
         self.tell(msg.Tick())
@@ -231,6 +240,7 @@ class Daemon:
         record.interface, record.dataplane = self._plane.interface or record.interface, self._plane.backend
         record.rules = self._plane.rules
         record.sync = self.replication.state if self.replication else None
+        record.standby = standby(self.instance.standby - self._loop.now())
         record.peers, record.claims = self.instance.peers.advertised(), self._announcer.claims
         record.members = self._presence.members
 

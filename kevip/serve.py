@@ -8,7 +8,8 @@ from functools import partial
 
 from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy, way
 from kevip.config import Config, Endpoint
-from kevip.daemon import STOPS, Daemon
+from kevip.control import Control, Memory, place
+from kevip.daemon import STOPS, Daemon, Parts
 from kevip.dataplane import conntrack
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Plane
@@ -57,6 +58,9 @@ def serve(config: Config) -> None:
             StateFile(config.run_dir, config.vip).prepare()
             _prepare(config, host, plane, reporter)
             _tell_standing(candidacy, reporter)
+            memory = Memory(config.run_dir, config.vip)
+            daemon.control = Control(loop, place(config.run_dir, config.vip), memory, reporter.log, daemon.tell)
+            daemon.control.open()
             try:
                 daemon.run()
             finally:
@@ -86,26 +90,23 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     elif config.target:
         plane.copies = Bystander(config.target)
     daemon.attach(
-        engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
-        plane=plane,
-        announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
-        handoff=Handoff(
-            loop,
-            Group(wire.port(config.vip_id), key, Entries([proxy])) if config.hands_on else None,
-            reporter,
-            daemon.tell,
-        ),
-        watch=Watch(
-            loop,
-            daemon.tell,
-            lambda answer, up: reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem),
-            judge=Judge(fall=config.check_fall, rise=config.check_rise),
-            prober=_prober(config),
-            vip=config.vip if config.target else None,
-            unrouted=partial(route.problem, config.target) if config.target else None,
-        ),
-        presence=_presence(config, candidacy, key, loop, reporter),
-        reporter=reporter,
+        Parts(
+            engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
+            plane=plane,
+            announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
+            handoff=Handoff(loop, _heirs(config, key, proxy), reporter, daemon.tell),
+            watch=Watch(
+                loop,
+                daemon.tell,
+                lambda answer, up: reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem),
+                judge=Judge(fall=config.check_fall, rise=config.check_rise),
+                prober=_prober(config),
+                vip=config.vip if config.target else None,
+                unrouted=partial(route.problem, config.target) if config.target else None,
+            ),
+            presence=_presence(config, candidacy, key, loop, reporter),
+            reporter=reporter,
+        )
     )
     return plane, reporter
 
@@ -126,6 +127,10 @@ def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Rec
         since=now,
         health=Health(check=str(config.check), since=now) if config.check else None,
     )
+
+
+def _heirs(config: Config, key: bytes, proxy: Proxy) -> Group | None:
+    return Group(wire.port(config.vip_id), key, Entries([proxy])) if config.hands_on else None
 
 
 def _rank(candidacy: Candidacy) -> int:
@@ -167,7 +172,7 @@ def _candidacy(config: Config, host: Host) -> Candidacy:
     return ucarp.Candidacy(
         vip=config.vip, vip_id=config.vip_id, interface=host.placement.interface, source=host.placement.source,
         password=config.password, advbase=config.advbase, advskew=config.advskew, dead_ratio=config.dead_ratio,
-        preempt=config.preempt, broadcast=config.broadcast,
+        preempt=config.preempt, broadcast=config.broadcast, settling=config.preempt_delay,
     )  # fmt: skip
 
 

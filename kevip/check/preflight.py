@@ -191,6 +191,7 @@ def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidac
         priority=config.priority or vrrpd.random_priority(),
         dead_ratio=config.dead_ratio,
         preempt=config.preempt,
+        settling=config.preempt_delay,
         realtime=realtime,
         peers=config.peers,
         run_dir=config.run_dir,

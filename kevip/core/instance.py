@@ -134,10 +134,7 @@ class _Turn:
             self.do(Do.END_OFFER, msg.Apply(states.lowest(now_is)))
         if now >= now_is.give_up:
             self.set(give_up=inf, stuck=states.STUCK)
-        if now >= now_is.standby:
-            self.set(standby=-inf, out=False)
-        if now >= now_is.settled:
-            self.set(settled=-inf)
+        self.set(**states.ended(now_is, now))
 
     # The engine
 
@@ -147,7 +144,7 @@ class _Turn:
             return
         if self.traits.settling and not isinstance(self.now_is.state, Leaving):
             self.set(settled=self.now + self.traits.settling)
-        run, fit = self.now_is.run + 1, self.deserves()
+        run, fit = self.now_is.run + 1, states.deserves(self.now_is, self.now)
         self.set(run=run, engine=Engine.ON, ranked_fit=fit, started=self.now)
         if isinstance(self.now_is.state, Leaving):
             self.set(state=replace(self.now_is.state, restart=inf))
@@ -164,14 +161,9 @@ class _Turn:
             self.set(engine=Engine.ENDING)
             self.do(Do.END_ENGINE)
 
-    def deserves(self) -> bool:
-        """Whether this host should come before those that are not fit: a master need not settle."""
-        settled = self.now >= self.now_is.settled or isinstance(self.now_is.state, Master)
-        return self.now_is.fit and self.now >= self.now_is.standby and settled
-
     def stand_as_deserved(self) -> None:
         """Stand as a host does that is fit, or is not."""
-        fit = self.deserves()
+        fit = states.deserves(self.now_is, self.now)
         if fit is not self.now_is.ranked_fit:
             self.set(ranked_fit=fit)
             self.do(msg.Rerank(fit))

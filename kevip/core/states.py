@@ -174,6 +174,18 @@ def start_due(traits: Traits, instance: Instance) -> float:
     return inf
 
 
+def deserves(instance: Instance, now: float) -> bool:
+    """Whether this host should come before those that are not fit: a master need not settle."""
+    settled = now >= instance.settled or isinstance(instance.state, Master)
+    return instance.fit and now >= instance.standby and settled
+
+
+def ended(instance: Instance, now: float) -> dict[str, object]:
+    """Return what becomes of a standby that is over, and of settling."""
+    standby: dict[str, object] = {"standby": -inf, "out": False} if now >= instance.standby else {}
+    return standby | ({"settled": -inf} if now >= instance.settled else {})
+
+
 def check(instance: Instance) -> str:
     """Say what must not be: a bug of this module; "" if all is well."""
     state, engine, held = instance.state, instance.engine, instance.level is Level.HELD

@@ -108,6 +108,7 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     yield _gauge("role", "The part that this host has in the election: 1 for one of them.", roles, "role")
     entered = {(role, reason): times for role, each in record.entered.items() for reason, times in dict(each).items()}
     yield _counter("transitions", "Changes to a role, by reason.", entered, "role", "reason")
+    yield _gauge("standby", "Whether an operator wants it to come after its peers.", bool(record.standby))
     yield _histogram("takeover", "From being elected to rules and address in place.", record.takeovers)
     yield _histogram("handover", "From the goodbye until another host was heard as master.", record.handovers)
     yield _gauge("build_info", "The version that runs.", {VERSION: 1}, "version")

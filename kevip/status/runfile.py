@@ -79,7 +79,7 @@ class StateFile:
     def remove(self) -> bool:
         """Remove the file, and directories of kevip's that nobody else uses; say if it was there. Raises OSError."""
         there = self.path.exists()
-        for path in (self.path, self.path.with_suffix(".new")):
+        for path in (self.path, self.path.with_suffix(".new"), self.path.with_suffix(".sock")):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             for directory in (self.run_dir, *self.run_dir.parents):

@@ -88,6 +88,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     report = facts.report
     if report:
         yield "role", _role(facts, report)
+        if report.standby:
+            yield "standby", report.standby
         yield "target", _target(facts, report)
     places = [f"on {each.interface}, {_lease(each.seconds)}" for each in facts.held]
     yield "address", "; ".join(places) or "not here"
@@ -97,16 +99,20 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "others' NAT", "; ".join(f"{chain}: before ours" for chain in facts.foreign)
     yield from _traffic(facts)
     if report:
-        yield from zip(chain(["peers"], repeat("")), _peers(facts, report), strict=False)
-        if odd := [each for each in report.heard(facts.at).values() if each.differs]:
-            differ = "; ".join(f"{', '.join(each.differs)} on {each.name}" for each in odd)
-            yield "settings", f"not as here: {differ}"
-        if report.sync:
-            yield "sync", _sync(facts, report.sync)
+        yield from _of_group(facts, report)
         yield "repairs", _counts(report.repairs)
         yield "bad adverts", _counts(report.bad_adverts)
         if failures := report.notify_failures:
             yield "notify", f"{failures} failure{'' if failures == 1 else 's'}: its log says why, at notify.failed"
+
+
+def _of_group(facts: Facts, report: Record) -> Iterator[tuple[str, str]]:
+    yield from zip(chain(["peers"], repeat("")), _peers(facts, report), strict=False)
+    if odd := [each for each in report.heard(facts.at).values() if each.differs]:
+        differ = "; ".join(f"{', '.join(each.differs)} on {each.name}" for each in odd)
+        yield "settings", f"not as here: {differ}"
+    if report.sync:
+        yield "sync", _sync(facts, report.sync)
 
 
 def _role(facts: Facts, report: Record) -> str:

@@ -117,7 +117,7 @@ def _of_master(facts: Facts, report: Record) -> Iterator[str]:
 def _of_others(facts: Facts, report: Record) -> Iterator[str]:
     """Say what keeps it from serving, and what only a master may have; the last one's rules go after its address."""
     led = any(facts.age(heard) < _FRESH for heard in report.peers.values())
-    if report.reason is Reason.NOBODY and not led:
+    if report.reason is Reason.NOBODY and not led and not report.standby:
         nobody = "nobody holds the VIP: this host cannot serve it or was cut off, and no peer took over"
         yield f"{nobody}: its log says why, at election.* and takeover.failed"
     for name in facts.leased:
@@ -126,7 +126,7 @@ def _of_others(facts: Facts, report: Record) -> Iterator[str]:
     if report.reason is Reason.UNFIT:
         failed = "this host cannot serve: its last takeover failed"
         yield f"{failed}: its log says why, at takeover.failed: see to that, and restart kevip"
-    if report.role is Role.INIT and facts.age(report.since) > _JOINING:
+    if report.role is Role.INIT and facts.age(report.since) > _JOINING and not report.standby:
         reason = PROSE[report.reason]
         log = "at ucarp.* or keepalived.*, and takeover.failed"
         yield f"it takes no part in the election ({reason}): its log says why, {log}"
@@ -155,7 +155,10 @@ def _silence(facts: Facts, report: Record) -> float:
 
 
 def _well(facts: Facts, report: Record) -> str:
+    last = "is in standby" if report.standby else "is ready to take over"
     match report.role:
+        case Role.MASTER if report.standby:
+            return "this host serves the VIP, though in standby: no peer that is fit has taken over"
         case Role.MASTER:
             return "this host serves the VIP"
         case Role.LEAVING:
@@ -164,6 +167,6 @@ def _well(facts: Facts, report: Record) -> str:
             return f"no master was heard for {silence:.0f} s: one takes over soon"
         case Role.BACKUP if report.peers:
             [(master, _)] = report.latest_peers(1)
-            return f"{master} serves the VIP, this host is ready to take over"
+            return f"{master} serves the VIP, this host {last}"
         case _:
-            return "it joins the election"
+            return "it is in standby, out of the election" if report.standby else "it joins the election"

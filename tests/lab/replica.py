@@ -78,9 +78,10 @@ class Replica:
         return state
 
     def runtime_files(self) -> dict[str, str]:
-        """Return all that is in the run directory, by name: the runtime file, and the mark that kevip made it."""
+        """Return the files in the run directory, by name: the runtime file, and the mark that kevip made it."""
         names = {f"{self.vip}.json", ".made-by-kevip"}
-        eventually(lambda: {path.name for path in self.run_dir.iterdir()} == names, what="these files, and no draft")
+        there = names | {f"{self.vip}.sock"}
+        eventually(lambda: {path.name for path in self.run_dir.iterdir()} == there, what="these files, and no draft")
         return {name: (self.run_dir / name).read_text() for name in names}
 
     def role(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from kevip.core.messages import Role
-from kevip.daemon import STOPS, Daemon
+from kevip.daemon import STOPS, Daemon, Parts
 from kevip.dataplane import iptables, plane, ruleset, select
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
@@ -105,21 +105,23 @@ class Simulated:
             told.answered(up=up, seconds=answer.seconds, problem=answer.problem)
 
         daemon.attach(
-            engine=self.engine(given, told, daemon),
-            plane=made,
-            announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
-            handoff=Handoff(loop, Group(host), told, daemon.tell),  # type: ignore[arg-type]
-            watch=Watch(
-                loop,  # type: ignore[arg-type]
-                daemon.tell,
-                answered,
-                judge=Judge(fall=int(fall), rise=int(rise)),
-                prober=Prober(host, interval=interval) if question else None,  # type: ignore[arg-type]
-                vip=VIP,
-                unrouted=lambda: "" if host.route and host.link == "up" else "no route",
-            ),
-            presence=_Presence(),  # type: ignore[arg-type]
-            reporter=told,
+            Parts(
+                engine=self.engine(given, told, daemon),
+                plane=made,
+                announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
+                handoff=Handoff(loop, Group(host), told, daemon.tell),  # type: ignore[arg-type]
+                watch=Watch(
+                    loop,  # type: ignore[arg-type]
+                    daemon.tell,
+                    answered,
+                    judge=Judge(fall=int(fall), rise=int(rise)),
+                    prober=Prober(host, interval=interval) if question else None,  # type: ignore[arg-type]
+                    vip=VIP,
+                    unrouted=lambda: "" if host.route and host.link == "up" else "no route",
+                ),
+                presence=_Presence(),  # type: ignore[arg-type]
+                reporter=told,
+            )
         )
 
 

@@ -54,7 +54,11 @@ passwords = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, 
 settings = st.fixed_dictionaries(
     {"vip": usable.map(str), "target": usable.map(str), "password": passwords},
     optional={
-        **{name: st.integers(*limits).map(str) for name, limits in RANGES.items() if name != "priority"},
+        **{
+            name: st.integers(*limits).map(str)
+            for name, limits in RANGES.items()
+            if name not in {"priority", "preempt_delay"}
+        },
         "interface": st.text(string.ascii_lowercase, min_size=1, max_size=15),
         "dataplane": st.sampled_from(["auto", "nftables", "iptables-nft", "iptables-legacy"]),
         "run_dir": st.just("/tmp/x"),  # noqa: S108 - only parsed
@@ -243,6 +247,7 @@ NOTHING = (
     ({"hold_only": "true"},
      "--hold-only (HOLD_ONLY) and --target (TARGET) contradict each other: leave one of them out"),
     ({"notify": "'unbalanced"}, "--notify (NOTIFY): No closing quotation"),
+    ({"preempt_delay": "5"}, "--preempt-delay (PREEMPT_DELAY) means nothing without --preempt (PREEMPT)"),
     ({"notify": " "}, "--notify (NOTIFY): ' ' is no command"),
     ({"log_level": "loud"}, "--log-level (LOG_LEVEL): 'loud' is none of debug, info, warning, error"),
     ({"run_dir": ""}, "--run-dir (RUN_DIR): '' is not a path"),

@@ -33,7 +33,8 @@ RICH = PLAIN | {
     "replicas": 2,
     "options": {
         "advbase": 2, "advskew": 0, "broadcast": True, "deadRatio": 2, "globalMasquerade": True, "interface": "eth1",
-        "iptables": "nft", "logFormat": "json", "logLevel": "debug", "preempt": True, "vipId": 255,
+        "iptables": "nft", "logFormat": "json", "logLevel": "debug", "preempt": True, "preemptDelay": 60,
+        "vipId": 255,
         "allowFrom": "10.0.0.0/8,192.0.2.1", "ports": "443,53/udp", "check": "tcp:443", "checkInterval": 9,
     },
 }  # fmt: skip

@@ -1,9 +1,11 @@
 """How the status is shown: in 80 columns whatever there is to say, and the same for programs."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from kevip.dataplane.conntrack import Tracked
 from kevip.dataplane.rules import Part, Rule
 from kevip.presence.group import Member
 from kevip.status.observe import Facts, Held
-from kevip.status.record import PROSE, Health, Record
+from kevip.status.record import PROSE, Health, Record, standby
 from kevip.status.text import as_json, as_text, duration, is_ok, size
 from kevip.sync.replication import Copies
 
@@ -164,6 +166,15 @@ def test_a_group_that_is_well_is_a_table_and_one_that_is_large_is_cut() -> None:
     assert lines[-3] == "               50 more"
     alone = shown(replace(FACTS, report=replace(REPORT, members={}, peers={})))
     assert "  peers        none heard\n  repairs" in alone
+
+
+def test_a_standby_is_shown() -> None:
+    told = shown(replace(FACTS, report=replace(REPORT, members={}, standby=standby(inf), notify_failures=1)))
+    assert "OK      this host serves the VIP, though in standby: no peer that is fit has" in told
+    assert "  standby      until it is resumed\n" in told
+    assert "  notify       1 failure: its log says why, at notify.failed" in told
+    assert re.fullmatch(r"until 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", standby(60))
+    assert standby(0) == standby(-inf) == ""
 
 
 def test_what_a_killed_daemon_said_is_told_as_the_past() -> None:
