@@ -81,7 +81,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
     if config.notify:
         reporter.notifier = Notifier(shlex.split(config.notify), reporter.log)
-    rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto")
+    rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto", rewrites=host.rewrites)
     plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
     plane.interface = host.placement.interface
     if host.copying:

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from kevip.config import Config
 from kevip.dataplane.backend import Backend
+from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import Channel
-from kevip.dataplane.select import save_all, select
+from kevip.dataplane.select import Dataplane, save_all, select
 from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes
@@ -32,6 +33,7 @@ class Host:
     backend: Backend
     backend_reason: str
     forwards: bool
+    rewrites: bool  # whether somebody else translates TARGET
     copying: conntrackd.Setup | None = None
 
 
@@ -81,6 +83,7 @@ def preflight(config: Config) -> Host:
         backend_reason=reason,
         forwards=found.forwards,
         copying=found.copying,
+        rewrites=bool(found.service and found.service.translates),
     )
 
 
@@ -105,14 +108,14 @@ def examine(config: Config) -> Fitness:
     if fitness.backend:
         fitness.saved = save_all()
     if config.target:
-        _examine_proxying(fitness, config.target)
+        _examine_proxying(fitness, config.target, config.dataplane)
     elif fitness.placement:
         _examine_holding(fitness, config.vip, fitness.placement.interface)
     return fitness
 
 
-def _examine_proxying(fitness: Fitness, target: IPv4Address) -> None:
-    """See whether packets are forwarded, and to no cluster-IP that one which was translated cannot reach any more."""
+def _examine_proxying(fitness: Fitness, target: IPv4Address, dataplane: Dataplane) -> None:
+    """See whether packets are forwarded, and where the rules have to be if TARGET is a cluster-IP."""
     if fitness.placement:
         name = fitness.placement.interface
         fitness.forwards = kernel.forwards(name)
@@ -122,19 +125,12 @@ def _examine_proxying(fitness: Fitness, target: IPv4Address) -> None:
     if not fitness.interfaces or not fitness.backend:
         return
     fitness.service = kubernetes.mode_of(target, fitness.interfaces, fitness.saved.values())
-    if fitness.service in {kubernetes.Mode.IPTABLES, kubernetes.Mode.NFTABLES}:
-        fitness.note(
-            "service",
-            f"TARGET {target} is a cluster-IP, and kube-proxy is in {fitness.service} mode here: it translates in nat, "
-            "as kevip does, and a packet is translated once, so nothing would reach the Service: use --hold-only, and "
-            "list the VIP in the Service's status as its load-balancer IP; or run kube-proxy in IPVS mode",
-        )
-    elif fitness.service is kubernetes.Mode.IPVS and not kernel.ipvs_tracks():
-        fitness.note(
-            "service",
-            f"TARGET {target} is a cluster-IP, handled by IPVS without conntrack, so its connections would not get the "
-            "VIP as their source, and replies not find back: sysctl -w net.ipv4.vs.conntrack=1",
-        )
+    native, problem = Nftables(), kubernetes.problem(target, fitness.service, rewrites=True)
+    if fitness.service and fitness.service.translates and fitness.backend[0] != native:
+        rewrites = dataplane == "auto" and bool(command.find("nft")) and native.works()
+        problem = kubernetes.problem(target, fitness.service, rewrites=rewrites)
+        fitness.backend = (native, f"kube-proxy translates TARGET, in {fitness.service} mode")
+    fitness.note("service", *([problem] if problem else []))
 
 
 def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:

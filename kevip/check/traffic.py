@@ -22,9 +22,11 @@ def route(target: IPv4Address, way: Route) -> Finding:
 
 
 def service(target: IPv4Address, mode: Mode | None) -> Finding:
-    """Say how a cluster-IP is handled; any other way than this is a problem that the start refuses."""
+    """Say how a cluster-IP is handled; any other way than these is a problem that the start refuses."""
     if mode is None:
         return ok("service", f"TARGET {target} is no cluster-IP that this node knows of")
+    if mode.translates:
+        return ok("service", f"TARGET {target} is a cluster-IP, which kube-proxy translates, in {mode} mode")
     return ok("service", f"TARGET {target} is a cluster-IP, handled by {mode} with conntrack")
 
 

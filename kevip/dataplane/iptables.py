@@ -224,7 +224,8 @@ def _table(proxy: Proxy, parts: Parts, table: str) -> Iterator[str]:
 
 def _among_others(proxy: Proxy, parts: Parts) -> Iterator[tuple[str, str]]:
     """Yield the rules in built-in chains, with their tables."""
-    mark, translated = _mark(proxy.vip), _translated(proxy.vip)
+    mark = _mark(proxy.vip)
+    translated = _translated(proxy.target if proxy.target and Part.REWRITE in parts else proxy.vip)
     if Part.FORWARD in parts:
         yield "mangle", f"-I FORWARD 1 {translated} {mark}"
     if Part.ACCEPT in parts:

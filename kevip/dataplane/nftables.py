@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
+from kevip.dataplane import rewrite
 from kevip.dataplane.backend import Changes
-from kevip.dataplane.rules import Part, Parts, Ports, Proxy, Rule
+from kevip.dataplane.rules import Part, Parts, Ports, Proxy, Rule, rewriting
 from kevip.host import command, nfnetlink
 
 _NFT = ["nft", "-f", "-"]
@@ -32,6 +33,12 @@ _PARTS = {
     "output": Part.DNAT,
     "postrouting": Part.SNAT,
     "leaving": Part.MASQUERADE,
+    "admit": Part.GUARD,
+    "stray": Part.GUARD,
+    "rewrite": Part.REWRITE,
+    "own": Part.REWRITE,
+    "undone": Part.UNDONE,
+    "unsent": Part.UNDONE,
 }
 
 
@@ -57,7 +64,7 @@ class Nftables:
 
         It deletes none in advance: the kernel would wait for a grace period, five times as long as all else takes.
         """
-        blocks = "\n".join([*_sets(proxy), *_chains(proxy, parts)])
+        blocks = "\n".join([*_sets(proxy, parts), *_chains(proxy, parts)])
         return f'table ip {PREFIX}{proxy.vip} {{\n\tcomment "kevip:{proxy.vip}"\n{blocks}\n}}\n'
 
     def size(self, proxy: Proxy, parts: Parts) -> int:
@@ -78,8 +85,9 @@ class Nftables:
         """Whether program and kernel take such rules as ours."""
         somewhere, ports = IPv4Address("192.0.2.1"), (Ports("tcp", 1, 2),)
         proxy = Proxy(vip=somewhere, target=somewhere, ports=ports, allow_from=(IPv4Network(somewhere),))
+        text = self.setup(proxy, proxy.parts) + self.setup(proxy, rewriting(proxy.parts))
         try:
-            command.run_now([*_NFT, "--check"], stdin=self.setup(proxy, proxy.parts))
+            command.run_now([*_NFT, "--check"], stdin=text)
         except command.CommandError:
             return False
         return True
@@ -117,13 +125,14 @@ def _listed(vip: IPv4Address | None) -> str:
     return command.run_now(_NFT, stdin="".join(f"list table ip {each}\n" for each in tables)) if tables else ""
 
 
-def _sets(proxy: Proxy) -> Iterator[str]:
+def _sets(proxy: Proxy, parts: Parts) -> Iterator[str]:
     if proxy.sources:
         yield _set("set sources", "ipv4_addr; flags interval; auto-merge", proxy.sources)
     if proxy.ports:
         ports = (f"{each.protocol} . {each.first}-{each.last}" for each in _merged(proxy.ports))
         yield _set("set ports", "inet_proto . inet_service; flags interval", ports)
-    yield _set("map targets", "ipv4_addr : ipv4_addr", [f"{proxy.vip} : {proxy.target}"])
+    if Part.DNAT in parts:
+        yield _set("map targets", "ipv4_addr : ipv4_addr", [f"{proxy.vip} : {proxy.target}"])
 
 
 def _merged(ports: Iterable[Ports]) -> Iterator[Ports]:
@@ -146,22 +155,32 @@ def _set(name: str, kind: str, elements: Iterable[object]) -> str:
 
 def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
     local = f"ip daddr {proxy.vip} fib daddr type local"
-    ports = "meta l4proto . th dport @ports " if proxy.ports else ""
-    translated = f"ct status dnat ct original ip daddr {proxy.vip}"
-    dnat = f"{local} {ports}counter dnat to ip daddr map @targets"
-    dstnat, srcnat = Nftables.priorities
+    rewrites = Part.REWRITE in parts
+    translated = rewrite.tag(proxy.vip) if rewrites else f"ct status dnat ct original ip daddr {proxy.vip}"
     if Part.GUARD in parts:
-        guards = [f"ip saddr {proxy.target} {local} ct state invalid,new counter drop"]
+        guards = [] if rewrites else [f"ip saddr {proxy.target} {local} ct state invalid,new counter drop"]
         guards += [f"{local} {_UNEXPECTED} ip saddr != @sources counter drop"] if proxy.sources else []
-        yield _chain("guard", "filter hook prerouting", _MANGLE - _AHEAD, *guards)
+        yield from [_chain("guard", "filter hook prerouting", _MANGLE - _AHEAD, *guards)] if guards else []
     if Part.FORWARD in parts:
         yield _chain("forward", "filter hook forward", _MANGLE - _AHEAD, f"{translated} counter")
     yield from _inputs(proxy, parts, local)
-    if Part.DNAT in parts:
-        for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
-            yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
     if Part.MASQUERADE in parts:  # behind the rules of others, as it is in iptables
         yield _chain("leaving", "nat hook postrouting", nfnetlink.SRCNAT + _AHEAD, "counter masquerade")
+    if rewrites:
+        ports, srcnat = list(_merged(proxy.ports)), Nftables.priorities[1]
+        for each in rewrite.chains(proxy, parts, ports, srcnat):
+            yield _chain(each.name, each.hook, each.priority, *each.rules)
+    else:
+        yield from _translating(proxy, parts, local, translated)
+
+
+def _translating(proxy: Proxy, parts: Parts, local: str, translated: str) -> Iterator[str]:
+    ports = "meta l4proto . th dport @ports " if proxy.ports else ""
+    dstnat, srcnat = Nftables.priorities
+    if Part.DNAT in parts:
+        dnat = f"{local} {ports}counter dnat to ip daddr map @targets"
+        for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
+            yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
     if Part.SNAT in parts:
         snat = f"{translated} counter snat to {proxy.vip}"
         yield _chain("postrouting", "nat hook postrouting", srcnat, snat)
@@ -170,7 +189,8 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
 def _inputs(proxy: Proxy, parts: Parts, local: str) -> Iterator[str]:
     if Part.REFUSE in parts and proxy.ports:
         reset = f"{local} {_UNEXPECTED} meta l4proto tcp counter reject with tcp reset"
-        yield _chain("refuse", "filter hook input", _FILTER - _AHEAD, reset, f"{local} {_UNEXPECTED} counter reject")
+        rest = f"{local} {_UNEXPECTED} counter reject"
+        yield _chain("refuse", "filter hook input", _FILTER - _AHEAD, *rewrite.pings(local, parts), reset, rest)
     if Part.SHIELD in parts and (channel := proxy.channel):
         heard, peers = f"udp dport {channel.port}", ", ".join(map(str, channel.peers))
         strangers = [f'{heard} iifname != "{channel.interface}" counter drop']

@@ -17,6 +17,7 @@ from typing import Protocol
 from kevip.core.messages import Level
 from kevip.dataplane import conntrack, lease, select
 from kevip.dataplane.backend import Backend, Changes
+from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.ruleset import Drift, Kind, Plan, Ruleset, Whole, remove
 from kevip.errors import KevipError
 from kevip.host import kernel
@@ -163,14 +164,16 @@ class Plane:
                 self._rules.removes(job.changes)
             if self._rules.translates:
                 left = self._forget(level)
+            if self._rules.rewrites:
+                left += self._forget(level, rewritten=True)
         except KevipError as error:
             return partial(self._lowered, level, error)
         return partial(self._lowered, level, left=left)
 
-    def _forget(self, level: Level) -> int:
+    def _forget(self, level: Level, *, rewritten: bool = False) -> int:
         """Forget all connections without harm to the copies that others have; return how many are left."""
         with self.copies.spared(level) if self.copies else nullcontext(True) as may:
-            return conntrack.forget(self._vip) if may else 0
+            return conntrack.forget(self._vip, rewritten=rewritten) if may else 0
 
     def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0) -> None:
         self._lowers = None
@@ -302,10 +305,12 @@ def _strays(names: list[str]) -> list[Drift]:
     return [Drift(Kind.ADDRESS, f"address on {name}") for name in names]
 
 
-def _forgotten(vip: IPv4Address, cleared: list[str], forget: Callable[[], int]) -> list[Drift]:
+def _forgotten(vip: IPv4Address, cleared: list[str], forget: Callable[..., int]) -> list[Drift]:
     """Forget the connections that rules in these back ends translated, and say what was there."""
     found = [Drift(Kind.RULES, f"rules in {name}") for name in cleared]
-    if cleared and (tracked := conntrack.count(vip)):
-        forget()
+    ways = (False, True) if Nftables.name in cleared else (False,)
+    if cleared and (tracked := sum(conntrack.count(vip, rewritten=each) for each in ways)):
+        for each in ways:
+            forget(rewritten=each)
         found.append(Drift(Kind.RULES, f"{tracked} tracked connection{'' if tracked == 1 else 's'}"))
     return found

@@ -17,6 +17,8 @@ INPUT drops, first of all, what is none of the others'.
 DNAT and DROP match only while the VIP is an address of this host, SNAT and ACCEPT only connections that came in for
 it: on a host that does not hold the VIP, they do nothing. So they are there before it is, and a takeover is an address.
 Only a global masquerade is not like that, and comes with the takeover.
+
+A TARGET that somebody else translates, as kube-proxy does, is not for DNAT: see ``rewrite``.
 """
 
 from dataclasses import dataclass
@@ -43,6 +45,10 @@ class Part(StrEnum):
     """Lets in what this host has to hear of the others, where the policy would drop it."""
     DNAT = auto()
     """Sends it to TARGET."""
+    REWRITE = auto()
+    """Makes it a packet to TARGET before it is tracked, for somebody else translates that."""
+    UNDONE = auto()
+    """Refuses what was rewritten, and is not translated."""
     SNAT = auto()
     """Gives it the VIP as its source."""
     MASQUERADE = auto()
@@ -131,7 +137,8 @@ class Proxy:
         """What is needed in one back end, whatever the policies are in any."""
         if not self.target:
             return frozenset()
-        return frozenset(Part) - OPENS.keys() - {Part.SNAT if self.global_masquerade else Part.MASQUERADE}
+        source = Part.SNAT if self.global_masquerade else Part.MASQUERADE
+        return frozenset(Part) - OPENS.keys() - {source, Part.REWRITE, Part.UNDONE}
 
     @property
     def opens(self) -> Parts:
@@ -148,3 +155,8 @@ class Proxy:
         """The networks that may use the VIP, none if all may; this host among them sends from the VIP itself."""
         itself = (IPv4Network(self.vip),) if self.allow_from and self.allows_itself else ()
         return (*self.allow_from, *itself)
+
+
+def rewriting(parts: Parts) -> Parts:
+    """Return what is needed instead where somebody else translates TARGET, in nftables only."""
+    return parts - {Part.DNAT} | {Part.REWRITE, Part.UNDONE}

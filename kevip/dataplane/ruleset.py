@@ -11,9 +11,9 @@ from kevip.dataplane import select
 from kevip.dataplane.backend import Backend, Changes, flaws, texts
 from kevip.dataplane.iptables import Iptables, legacy_tables
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import OPENS, Part, Parts, Proxy
+from kevip.dataplane.rules import OPENS, Part, Parts, Proxy, rewriting
 from kevip.errors import HostError, KevipError
-from kevip.host import nfnetlink
+from kevip.host import kubernetes, nfnetlink
 from kevip.host.command import CommandError
 from kevip.host.nfnetlink import Chain
 
@@ -25,6 +25,7 @@ class Kind(StrEnum):
     FORWARDING = "forwarding"
     HEARING = "hearing"
     FOREIGN_NAT = "foreign-nat"
+    SERVICE = "service"
     RULES = "rules"
 
 
@@ -51,11 +52,12 @@ Whole = dict[Backend, list[str]]
 class Ruleset:
     """What ``looks`` and ``removes`` is for a thread beside the loop; all else for the loop's.
 
-    ``follows`` says that the rules may go to nftables when others begin to translate there. ``here`` is whether rules
-    of ours are on the host as ``plan`` says, None for some of them, or perhaps.
+    ``follows`` says that the rules may go to nftables when others begin to translate there. ``rewrites`` is what is
+    known of TARGET so far: that somebody else translates it. ``here`` is whether rules of ours are on the host as
+    ``plan`` says, None for some of them, or perhaps.
     """
 
-    def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool) -> None:
+    def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool, rewrites: bool = False) -> None:
         self._proxy, self._vip = proxy, proxy.vip
         self._backends = select.installed() | {backend.name: backend}
         self._native = Nftables()
@@ -63,12 +65,12 @@ class Ruleset:
         self.backend, self._restore = backend, backend.standby()
         self.parts, self.translates = proxy.parts, bool(proxy.target)
         self.may_have_any = bool(proxy.parts or proxy.opens)
-        self._seen: int | None = None  # the generation of nftables when all was well
+        self._seen: tuple[int, bool] | None = None  # what others have here, as far as it is told, when all was well
         self.plan: Plan = {}
         self.whole: Whole = {}
         self.here: bool | None = False
         self._used: set[Backend] = set()  # where rules of ours are, or may be
-        self.adopt({backend: proxy.parts} if proxy.target else {}, {})
+        self.adopt({backend: rewriting(proxy.parts) if rewrites else proxy.parts} if proxy.target else {}, {})
 
     def adopt(self, plan: Plan, whole: Whole) -> None:
         """Have rules where this says from now on; ``whole`` are those that are there."""
@@ -78,10 +80,15 @@ class Ruleset:
         if plan == self.plan:
             return
         self.plan = plan
-        backend = next((each for each, parts in plan.items() if Part.DNAT in parts), self.backend)
+        backend = next((each for each, parts in plan.items() if Part.FORWARD in parts), self.backend)
         if backend != self.backend:
             self._restore.stop()
             self.backend, self._restore = backend, backend.standby()
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether somebody else translates TARGET, by what is known so far."""
+        return any(Part.REWRITE in parts for parts in self.plan.values())
 
     def stand_by(self) -> None:
         """Be ready to install them at once, if they may not all be here by then; raises CommandError."""
@@ -98,7 +105,8 @@ class Ruleset:
         """Install what a master has and is not here; raises CommandError."""
         have, plan = self.plan if self.here else {}, dict(self.plan)
         if self._proxy.target:
-            plan[self.backend] = plan.get(self.backend, frozenset()) | self._proxy.parts
+            parts = rewriting(self._proxy.parts) if self.rewrites else self._proxy.parts
+            plan[self.backend] = plan.get(self.backend, frozenset()) | parts
         missing = {backend: parts - have.get(backend, frozenset()) for backend, parts in plan.items()}
         for backend, parts in missing.items():
             if parts:
@@ -113,7 +121,7 @@ class Ruleset:
 
         While the VIP is not held, only what does nothing without it.
         """
-        before, self._seen = _generation(), None
+        before, self._seen = self._others_have(), None
         news = list[Drift]()  # told only if all is done
         parts = self._proxy.parts if held else self._proxy.parts - {Part.MASQUERADE}
         plan = self.survey(news, parts, opens=bool(self.whole))
@@ -130,29 +138,41 @@ class Ruleset:
                 backend.remove(self._vip, backend.save(self._vip), changes)
                 self._used.discard(backend)
         drifts += news
-        self._seen = before if before == _generation() else None
+        self._seen = before if before == self._others_have() else None
         return plan, whole
 
     def _mend_all(self, plan: Plan, drifts: list[Drift], changes: Changes) -> Whole:
         whole: Whole = {}
         for backend, parts in plan.items():
-            with suppress(*([] if Part.DNAT in parts else [HostError])):  # what only accepts is not worth to be unfit
+            with suppress(
+                *([] if Part.FORWARD in parts else [HostError])
+            ):  # what only accepts is not worth to be unfit
                 whole[backend] = self._mend(backend, parts, drifts, changes)
         return whole
 
     def wants_look(self, *, due: bool, anew: bool) -> bool:
         """Whether to look at the rules: not if nobody changed any since all was well, as far as the kernel says so."""
-        if not anew and self._seen is not None and self._seen == _generation():
+        if not anew and self._seen is not None and self._seen == self._others_have():
             return False
         return due or self.is_overtaken()
+
+    def _others_have(self) -> tuple[int, bool] | None:
+        """Return what is another one after others have changed something; None if nothing tells that."""
+        generation, target = _generation(), self._proxy.target
+        return None if generation is None else (generation, bool(target and kubernetes.in_ipvs(target)))
 
     def is_overtaken(self) -> bool:
         """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""
         with suppress(HostError):
             chains = nfnetlink.base_chains() if self.may_have_any else []
             closed = [each for each in self._closed(chains) if each[0].kind == "nft"]
-            return bool(self._new(closed) or self._others(select.own(chains)))
+            return bool(self._new(closed) or self._others(select.own(chains)) or self._is_taken())
         return False
+
+    def _is_taken(self) -> bool:
+        """Whether kube-proxy begins to translate TARGET in nftables."""
+        target = self._proxy.target
+        return bool(target and not self.rewrites and kubernetes.in_nftables(target))
 
     def survey(self, drifts: list[Drift], parts: Parts, *, opens: bool) -> Plan:
         """Return what belongs where, with the parts that translate, by what others have here; add what is new of that.
@@ -165,16 +185,41 @@ class Ruleset:
             backend, chains = self.backend, select.base_chains(self.backend)
         except HostError:  # somebody changes them all the time
             return self.plan
-        if others := self._others(chains):
+        rewrites = self._survey_service(drifts)
+        if rewrites:
+            backend = self._native
+        elif others := self._others(chains):
             drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {backend.name}: nftables takes over"))
             backend = self._native
         closed = [(each, part) for each, part in self._closed(chains) if self._can_open(each, part)]
         for each, part in self._new(closed) if opens else ():
             drifts.append(Drift(_KINDS[part], f"the policy of {OPENS[part]} in {each.name} is to drop"))
-        plan: Plan = {backend: parts} if parts else {}
+        plan: Plan = {backend: rewriting(parts) if rewrites else parts} if parts else {}
         for each, part in closed:
-            plan[each] = plan.get(each, frozenset()) | {part}
+            plan[each] = plan.get(each, frozenset({Part.REWRITE} if rewrites else ())) | {part}
         return plan
+
+    def _survey_service(self, drifts: list[Drift]) -> bool:
+        """Return whether somebody else translates TARGET; raises KevipError if that cannot be followed.
+
+        Whoever did so and is not seen any more may come back: what is refused until then would leak otherwise.
+        """
+        if not (target := self._proxy.target):
+            return False
+        mode = kubernetes.mode_now(target, self._saved())
+        if mode is None:
+            return self.rewrites
+        if problem := kubernetes.problem(target, mode, rewrites=self._follows or self.backend == self._native):
+            raise HostError(problem)
+        if mode.translates != self.rewrites:
+            drifts.append(Drift(Kind.SERVICE, f"kube-proxy has TARGET in {mode} mode"))
+        return mode.translates
+
+    def _saved(self) -> Iterator[str]:
+        """Yield what others have in each iptables that can be read."""
+        for each in self._iptables():
+            with suppress(KevipError):
+                yield each.save()
 
     @property
     def _can_move(self) -> bool:
@@ -213,7 +258,7 @@ class Ruleset:
         whole = self.whole.get(backend) if self.plan.get(backend) == parts else None
         wrong = flaws(backend, self._vip, saved, whole) if whole else []
         found = texts(backend, self._vip, saved)
-        if not wrong and len(found) == size:
+        if not wrong and len(found) == size and self.plan.get(backend) == parts:
             return found
         try:
             with changes():

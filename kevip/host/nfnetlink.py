@@ -133,6 +133,28 @@ def contains(table: str, name: str, address: IPv4Address) -> bool:
         return False
 
 
+def keys(table: str, name: str) -> list[bytes]:
+    """Return the keys in a set or map of an ``ip`` table, each part of one padded to 4 bytes; none if it is not there.
+
+    Raises HostError if they cannot be listed.
+    """
+    wanted = _attribute(_LIST_TABLE, table.encode() + b"\0") + _attribute(_LIST_SET, name.encode() + b"\0")
+    for _ in range(_TRIES):
+        try:
+            return [
+                _attributes(_attributes(element)[_ELEMENT_KEY])[_DATA_VALUE]
+                for _, told in _ask(_GET_SET_ELEMENT, _REQUEST | _DUMP, socket.AF_INET, wanted)
+                for _, element in _parts(_ATTRIBUTE, told.get(_LIST_ELEMENTS, b""))
+            ]
+        except InterruptedError:
+            continue
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return []
+            raise HostError(f"set {name} of table ip {table} cannot be listed: {error.strerror or error}") from None
+    raise HostError(f"set {name} of table ip {table} cannot be listed: somebody changes it all the time")
+
+
 def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Yield family and attributes of each answer of the kernel; raises OSError, InterruptedError if it is not whole."""
     body = struct.pack("=BBH", family, 0, 0) + attributes

@@ -170,7 +170,8 @@ def _of_host(facts: Facts | None) -> Iterator[Metric]:
         text = (
             "Packets that rules matched since these are there. dnat, snat: the first of each connection; "
             "forward: all that is forwarded, in both directions; guard: dropped; refuse: sent to other ports; "
-            "shield: sent to conntrackd by strangers, and dropped."
+            "shield: sent to conntrackd by strangers, and dropped; "
+            "rewrite: all that is sent to a TARGET which somebody else translates; undone: refused, for nobody did."
         )
         yield _counter("rule_packets", text, {part: packets for part, (packets, _) in counters.items()}, "rule")
         octets = {part: octets for part, (_, octets) in counters.items()}

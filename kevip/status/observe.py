@@ -116,8 +116,9 @@ class Look:
         )
         if self._privileged:
             with suppress(KevipError):
-                tracked = conntrack.survey(vip)
-                if Part.SNAT not in parts:  # the source is not the VIP on purpose, or nothing is translated
+                rewritten = Part.REWRITE in parts
+                tracked = conntrack.survey(vip, rewritten=rewritten)
+                if Part.SNAT not in parts or rewritten:  # the source need not be the VIP, or nothing is translated
                     tracked = conntrack.Tracked(tracked.total)
         return Facts(
             vip=vip,

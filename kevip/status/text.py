@@ -33,6 +33,7 @@ _TRAFFIC = {
     "guard": ("dropped", "not expected or not allowed"),
     "refuse": ("refused", "to other ports"),
     "shield": ("kept out", "to conntrackd, by strangers"),
+    "undone": ("refused", "which nobody has translated"),
 }
 
 
@@ -152,8 +153,8 @@ def _traffic(facts: Facts) -> Iterator[tuple[str, str]]:
     tracked = f"{facts.tracked.total} tracked now" if facts.tracked else ""
     if facts.tracked and facts.tracked.wrong:
         tracked += f", {facts.tracked.wrong} with a wrong source"
-    if "dnat" in counters:
-        tracked = f"{counters['dnat'][0]} new since the rules are there, {tracked}"
+    if new := counters.get("dnat") or counters.get("snat"):  # there is none where somebody else translates TARGET
+        tracked = f"{new[0]} new since the rules are there, {tracked}"
     if tracked:
         yield "connections", tracked
     if facts.tracked and (ports := facts.tracked.ports):

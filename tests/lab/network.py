@@ -254,6 +254,15 @@ class Network:
         self.switch.run("ip", "link", "set", port, "master", "br0", "up")
         _up(host, device, address)
 
+    def pod(self, node: Namespace, subnet: str) -> Namespace:
+        """Return a host behind a node, which is its gateway: ``.2`` and ``.1`` of a subnet."""
+        pod = self._host(f"{node.name}-pod")
+        run("ip", "link", "add", "eth0", "netns", pod.name, "type", "veth", "peer", "name", "pod", "netns", node.name)
+        _up(pod, "eth0", f"{subnet}.2/24")
+        _up(node, "pod", f"{subnet}.1/24")
+        pod.run("ip", "route", "add", "default", "via", f"{subnet}.1")
+        return pod
+
     def port(self, node: Namespace) -> str:
         """Return the switch port of a host."""
         return node.name.rpartition("-")[2]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.cluster import MODES, Service, sync
 from lab.network import CLIENT, LAN, ROUTER, TARGET, VIP, VIP2, Namespace, Network, eventually, run
 from lab.replica import PASSWORD, Replica, flags
 from lab.traffic import PORT, answers, send_frame, together
@@ -248,48 +249,26 @@ def test_tells_which_capability_is_missing(host: Namespace, name: str) -> None:
     assert f"failed   capabilities  capability {name} is missing" in done.stdout
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_cluster_ip_in_iptables_mode_stops_the_start_too(host: Namespace, check: Check, backend: str) -> None:
-    kube_proxy = "\n".join([
-        "*nat", ":KUBE-SERVICES - [0:0]", ":KUBE-SVC-X - [0:0]",
-        "-A PREROUTING -j KUBE-SERVICES", "-A OUTPUT -j KUBE-SERVICES",
-        f"-A KUBE-SERVICES -d {CLUSTER_IP}/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-X",
-        "-A KUBE-SVC-X -p tcp -j DNAT --to-destination 10.244.1.5:8080", "COMMIT\n",
-    ])  # fmt: skip
-    host.run(f"iptables-{backend}-restore", "--noflush", stdin=kube_proxy)
-    refuses_cluster_ip(host, check, "iptables")
-
-
-def test_a_cluster_ip_in_nftables_mode_stops_the_start_too(host: Namespace, check: Check) -> None:
-    host.run(
-        "nft", "-f", "-",
-        stdin=f"""
-        table ip kube-proxy {{
-            set cluster-ips {{ type ipv4_addr; elements = {{ 10.96.0.1, {CLUSTER_IP} }}; }}
-            map service-ips {{
-                type ipv4_addr . inet_proto . inet_service : verdict
-                elements = {{ {CLUSTER_IP} . tcp . 80 : goto service-x }}
-            }}
-            chain service-x {{ meta l4proto tcp dnat to 10.244.1.5:8080; }}
-            chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}
-            chain nat-prerouting {{ type nat hook prerouting priority dstnat; policy accept; jump services; }}
-        }}""",
-    )  # fmt: skip
-    refuses_cluster_ip(host, check, "nftables")
-
-
-def refuses_cluster_ip(host: Namespace, check: Check, mode: str) -> None:
-    """See that the start refuses the cluster-IP, that check says the same, and that another address is none."""
-    with Replica(host, target=CLUSTER_IP) as replica:
-        assert replica.process.wait(20) == 3
-        refusal = replica.log()
-    assert f"TARGET {CLUSTER_IP} is a cluster-IP, and kube-proxy is in {mode} mode here" in refusal
-    assert "use --hold-only" in refusal
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cluster_ip_needs_rules_in_nftables(host: Namespace, check: Check, mode: str) -> None:
+    """That is so whatever the rules would be in otherwise; where they cannot be there, the start and check say why."""
+    sync(host, mode, [Service(CLUSTER_IP, ("10.244.1.5",))])
     told = check(host, target=CLUSTER_IP)
-    assert [f"kevip: {found}\n" for verdict, found in told.of("service") if verdict == "failed"] == [refusal]
-    assert told.status == 1
+    translated = f"TARGET {CLUSTER_IP} is a cluster-IP, which kube-proxy translates, in {mode} mode"
+    assert told.of("service") == [("ok", translated)]
+    assert [found.split(":")[0] for _, found in told.of("dataplane")] == ["nftables"]
     other = check(host, target="10.96.0.11")
     assert other.of("service") == [("ok", "TARGET 10.96.0.11 is no cluster-IP that this node knows of")]
+    for after, dataplane in [("true", "iptables-nft"), ('mount --bind /dev/null "$(command -v nft)"', "auto")]:
+        told = check(host, target=CLUSTER_IP, after=after, dataplane=dataplane)
+        [(verdict, found)] = told.of("service")
+        assert (verdict, told.status) == ("failed", 1)
+        assert f"TARGET {CLUSTER_IP} is a cluster-IP, and kube-proxy is in {mode} mode here" in found
+        assert "have nft installed (apt-get install nftables)" in found
+        wrapper = ("unshare", "--mount", "sh", "-c", f'{after}; exec "$@"', "sh")
+        with Replica(host, target=CLUSTER_IP, wrapper=wrapper, dataplane=dataplane) as replica:
+            assert replica.process.wait(20) == 3
+            assert replica.log() == f"kevip: {found}\n"
 
 
 def test_a_cluster_ip_in_ipvs_mode_needs_conntrack(host: Namespace, check: Check) -> None:

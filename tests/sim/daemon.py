@@ -22,7 +22,7 @@ from kevip.errors import KevipError
 from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
 from kevip.health.watch import Watch
-from kevip.host import arp, beside, command, interface, kernel, nfnetlink, systemd
+from kevip.host import arp, beside, command, interface, kernel, kubernetes, nfnetlink, systemd
 from kevip.presence.group import Member
 from kevip.presence.presence import Now
 from kevip.status import reporter
@@ -258,6 +258,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         iptables: {"installed": dict},
         nfnetlink: {"base_chains": list},
         ruleset: {"_generation": lambda: None},
+        kubernetes: dict.fromkeys(("mode_now", "in_ipvs", "in_nftables"), lambda *_: None),
         handoff: {
             "Beside": lambda _: Beside(here()),
             "Offer": lambda loop, _at, _key, _entries, pulled: Offer(here(), loop, pulled),

@@ -7,7 +7,7 @@ import pytest
 from kevip.dataplane.backend import flaws, texts
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import Part, Ports, Proxy
+from kevip.dataplane.rules import Part, Ports, Proxy, rewriting
 from kevip.dataplane.select import ahead
 from kevip.host.nfnetlink import Chain
 
@@ -83,6 +83,81 @@ table ip kevip-mine {
 
 def test_the_rules_are_these() -> None:
     assert NFT.setup(PROXY, PROXY.parts) == SETUP
+
+
+REWRITING = """\
+table ip kevip-10.0.0.100 {
+	comment "kevip:10.0.0.100"
+	set ports {
+		type inet_proto . inet_service; flags interval
+		elements = { tcp . 80-80 }
+	}
+	chain forward {
+		type filter hook forward priority -155; policy accept;
+		ct original zone 38500 counter
+	}
+	chain refuse {
+		type filter hook input priority -5; policy accept;
+		LOCAL icmp type echo-request accept
+		LOCAL ct state invalid,new,untracked meta l4proto tcp counter reject with tcp reset
+		LOCAL ct state invalid,new,untracked counter reject
+	}
+	chain stray {
+		type filter hook prerouting priority -155; policy accept;
+		LOCAL ct state invalid,new,untracked tcp flags & (syn | ack) != syn counter drop
+	}
+	chain rewrite {
+		type filter hook prerouting priority -301; policy accept;
+		ct direction reply return
+		LOCAL meta l4proto . th dport @ports ct original zone set 38500 counter ip daddr set 10.96.0.50
+		LOCAL icmp type { 3, 11 } @th,64,8 0x45 @th,136,8 6 @th,224,16 { 80-80 } ct original zone set \
+38500 counter @th,160,32 0xa000064 @th,32,16 set @th,32,16 map { 0 : 65489, 32 : 65521 } @th,160,32 set 0xa600032 \
+ip daddr set 10.96.0.50
+	}
+	chain own {
+		type route hook output priority -301; policy accept;
+		ct direction reply return
+		LOCAL meta l4proto . th dport @ports ct original zone set 38500 counter ip daddr set 10.96.0.50
+	}
+	chain undone {
+		type filter hook prerouting priority -95; policy accept;
+		UNDONE meta l4proto tcp ip daddr set 10.0.0.100 counter reject with tcp reset
+		UNDONE ip daddr set 10.0.0.100 counter reject
+	}
+	chain unsent {
+		type filter hook output priority -95; policy accept;
+		UNDONE meta l4proto tcp ip daddr set 10.0.0.100 counter reject with tcp reset
+		UNDONE ip daddr set 10.0.0.100 counter reject
+	}
+	chain postrouting {
+		type nat hook postrouting priority 95; policy accept;
+		ct original zone 38500 meta l4proto . th sport @ports counter masquerade
+		ct original zone 38500 counter snat to 10.0.0.100
+	}
+	chain reply {
+		type filter hook postrouting priority 301; policy accept;
+		ct original zone 38500 ct direction reply icmp type { 3, 11 } @th,64,8 0x45 @th,192,32 0xa600032 @th,32,16 set \
+@th,32,16 map { 0 : 46, 32 : 78 } @th,192,32 set 0xa000064
+		ct original zone 38500 ct direction reply ip saddr set 10.0.0.100
+	}
+	chain inward {
+		type filter hook input priority 301; policy accept;
+		ct original zone 38500 ct direction reply icmp type { 3, 11 } @th,64,8 0x45 @th,192,32 0xa600032 @th,32,16 set \
+@th,32,16 map { 0 : 46, 32 : 78 } @th,192,32 set 0xa000064
+		ct original zone 38500 ct direction reply ip saddr set 10.0.0.100
+		iifname lo icmp type { 3, 11 } @th,64,8 0x45 @th,160,32 0xa000064 @th,192,32 0xa600032 @th,32,16 set \
+@th,32,16 map { 0 : 46, 32 : 78 } @th,192,32 set 0xa000064
+	}
+}
+"""
+
+
+def test_the_rules_for_a_target_that_somebody_else_translates_are_these() -> None:
+    proxy = Proxy(vip=VIP, target=IPv4Address("10.96.0.50"), ports=(Ports("tcp", 80, 80),))
+    expected = REWRITING.replace("LOCAL", "ip daddr 10.0.0.100 fib daddr type local").replace(
+        "UNDONE", "ct original zone 38500 ct status & dnat == 0 ct state new"
+    )
+    assert NFT.setup(proxy, rewriting(proxy.parts)) == expected
 
 
 def test_sources_and_ports_are_limited_by_sets() -> None:

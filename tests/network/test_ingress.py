@@ -1,0 +1,152 @@
+"""TARGET is a Service's cluster-IP, which kube-proxy translates: all are served, in each of its modes."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from lab.cluster import CLUSTER_IP, MODES, Cluster, clear, cluster, sync
+from lab.network import VIP, Namespace, Network, eventually
+from lab.replica import Replica, invoke
+from lab.traffic import PORT, Conversations, Probe, answers, pings, tcp_source, together, udp_source
+
+Start = Callable[..., Replica]
+
+in_each_mode = pytest.mark.parametrize("mode", MODES)
+WAYS: tuple[dict[str, str], ...] = ({"port": f"{PORT},{PORT}/udp"}, {})
+"""With ports, pods see the VIP; without, the node."""
+
+
+@pytest.fixture
+def pods(network: Network) -> Iterator[Cluster]:
+    """Give a cluster without any Service."""
+    with cluster(network) as made:
+        yield made
+
+
+def clients(pods: Cluster) -> dict[str, Namespace]:
+    """Return those that ask for a VIP which the first node has, by where they are."""
+    network = pods.network
+    return {
+        "on the L2": network.client,
+        "behind the router": network.far_client,
+        "the master": network.nodes[0],
+        "a node with a pod": network.nodes[1],
+        "a node without": network.nodes[2],
+        "the pod on the master": pods.pods[0],
+        "a pod on another node": pods.pods[1],
+        "another pod": pods.pods[2],
+    }
+
+
+def sources(pods: Cluster, ask: Callable[[Namespace, str], str]) -> dict[str, str]:
+    """Return whom a pod saw, or what happened, by client."""
+
+    def told(host: Namespace) -> str:
+        try:
+            return ask(host, VIP)
+        except OSError as error:
+            return type(error).__name__
+
+    found = clients(pods)
+    return dict(zip(found, together(*(lambda host=each: told(host) for each in found.values())), strict=True))
+
+
+@in_each_mode
+@pytest.mark.parametrize("settings", WAYS, ids=["ports", "all"])
+@pytest.mark.parametrize("pod", [0, 1])
+def test_all_clients_reach_the_service(
+    pods: Cluster, start: Start, mode: str, settings: dict[str, str], pod: int
+) -> None:
+    pods.sync(mode, pods.service(pod))
+    replica = start(pods.network.nodes[0], target=CLUSTER_IP, **settings).master()
+    assert replica.logged("daemon.started")["dataplane"] == "nftables"
+    expected = {VIP} if settings else {"10.77.0.11", "10.244.1.1"}
+    for _ in range(2):
+        seen = sources(pods, tcp_source), sources(pods, udp_source)
+        assert all(set(each.values()) <= expected for each in seen), seen
+    assert replica.stop()[0] == 0
+    assert not pods.network.nodes[0].has_rules("nftables")
+
+
+@in_each_mode
+@pytest.mark.parametrize("settings", WAYS, ids=["ports", "all"])
+def test_what_nobody_translates_is_refused_at_once_and_does_not_leak(
+    pods: Cluster, start: Start, mode: str, settings: dict[str, str]
+) -> None:
+    """Neither a Service without endpoints, nor one that is gone, nor a port that none has."""
+    node = pods.network.nodes[0]
+    pods.sync(mode, pods.service(0))
+    start(node, target=CLUSTER_IP, **settings).master()
+    # What is proxied by mistake would go to the default gateway.
+    router = pods.network.router
+    router.run("nft", "-f", "-", stdin=f"table ip leak {{ chain c {{ type filter hook prerouting priority -300; "
+               f"ip daddr {CLUSTER_IP} counter; }}; }}")  # fmt: skip
+    for services in ([pods.service()], []):
+        pods.sync(mode, *services)
+        for ask in (tcp_source, udp_source):
+            told = sources(pods, ask)
+            if ask is udp_source:  # the kernel says so of what is refused where it is sent, as of the cluster-IP itself
+                assert told.pop("the master") in {"PermissionError", "ConnectionRefusedError"}
+            assert set(told.values()) == {"ConnectionRefusedError"}, (services, ask, told)
+    pods.sync(mode, pods.service(1))
+    assert set(sources(pods, lambda host, vip: tcp_source(host, vip, port=PORT + 9)).values()) == {
+        "ConnectionRefusedError"
+    }
+    assert answers(pods.network.client, VIP)
+    assert all(pings(host, VIP) for host in clients(pods).values())
+    assert "packets 0" in router.run("nft", "list", "table", "ip", "leak")
+
+
+@in_each_mode
+def test_open_connections_live_on_in_a_planned_move(pods: Cluster, start: Start, mode: str) -> None:
+    """With ports, and one pod; also those on which the pod speaks."""
+    pods.sync(mode, pods.service(2))
+    nodes = pods.network.nodes
+    master = start(nodes[0], target=CLUSTER_IP, advskew=1, **WAYS[0]).master()
+    start(nodes[1], target=CLUSTER_IP, advskew=20, **WAYS[0]).ready()
+    with (
+        Conversations(pods.network.client, VIP, 10) as near,
+        Conversations(pods.network.far_client, VIP, 10, chatty=True) as far,
+        Probe(pods.network.client, VIP) as probe,
+    ):
+        master.stop()
+        eventually(lambda: nodes[1].has(VIP), what="the other one has the VIP")
+        report = probe.report()
+        assert (report.failed, report.sources) == (0, [VIP])
+        assert (near.survivors(), far.survivors()) == (10, 10)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "nftables"), (None, "iptables"), ("nftables", "iptables"),
+                                               ("iptables", "nftables")])  # fmt: skip
+def test_a_kube_proxy_that_starts_later_or_in_another_mode_is_followed(
+    pods: Cluster, start: Start, before: str | None, after: str
+) -> None:
+    node = pods.network.nodes[0]
+    if before:
+        pods.sync(before, pods.service(0, 1))
+    replica = start(node, target=CLUSTER_IP).master()
+    if before:
+        assert answers(pods.network.client, VIP)
+        clear(node, before)
+    sync(node, after, [pods.service(0, 1)])
+    eventually(lambda: answers(pods.network.client, VIP), what="the VIP serves")
+    eventually(lambda: replica.state()["dataplane"] == "nftables", what="the rules are in nftables")
+    done = invoke(node, "status", f"--run-dir={replica.run_dir}")
+    assert (done.returncode, "this host serves the VIP" in done.stdout) == (0, True)
+    assert not node.has_rules("iptables-nft")
+
+
+@in_each_mode
+def test_rules_of_kube_proxy_that_are_replaced_all_the_time_cut_nothing(pods: Cluster, start: Start, mode: str) -> None:
+    node = pods.network.nodes[0]
+    pods.sync(mode, pods.service(0, 1))
+    replica = start(node, target=CLUSTER_IP, **WAYS[0]).master()
+    eventually(lambda: replica.state()["rules"], what="the first look at the rules is over")
+    ours = node.run("nft", "--stateless", "list", "table", "ip", f"kevip-{VIP}")
+    with Conversations(pods.network.client, VIP, 20) as talk, Probe(pods.network.client, VIP) as probe:
+        for number in range(12):
+            sync(node, mode, [pods.service(0, 1), pods.service(2, ip=f"10.96.1.{number + 1}")])
+        report = probe.report()
+        assert (report.failed, report.sources) == (0, [VIP])
+        assert talk.survivors() == 20
+    assert node.run("nft", "--stateless", "list", "table", "ip", f"kevip-{VIP}") == ours
+    assert replica.state()["repairs"] == {}
