@@ -1,10 +1,11 @@
 """TARGET is a Service's cluster-IP, which kube-proxy translates: all are served, in each of its modes."""
 
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab.cluster import CLUSTER_IP, MODES, Cluster, clear, cluster, sync
-from lab.network import VIP, Namespace, Network, eventually
+from lab.cluster import CLUSTER_IP, MODES, Cluster, Service, clear, cluster, sync
+from lab.network import LAN, VIP, Namespace, Network, eventually
 from lab.replica import Replica, invoke
 from lab.traffic import PORT, Conversations, Probe, answers, pings, tcp_source, together, udp_source
 
@@ -113,6 +114,45 @@ def test_open_connections_live_on_in_a_planned_move(pods: Cluster, start: Start,
         report = probe.report()
         assert (report.failed, report.sources) == (0, [VIP])
         assert (near.survivors(), far.survivors()) == (10, 10)
+
+
+@in_each_mode
+@pytest.mark.parametrize("settings", WAYS, ids=["ports", "all"])
+def test_what_icmp_says_of_a_connection_reaches_its_end(
+    pods: Cluster, start: Start, mode: str, settings: dict[str, str]
+) -> None:
+    """To the pod: a path with a smaller MTU. To the client: a pod that does not listen."""
+    network = pods.network
+    pods.sync(mode, pods.service(1))
+    start(network.nodes[0], target=CLUSTER_IP, **settings).master()
+    network.router.run("ip", "link", "set", "far", "mtu", "1400")
+    network.far_client.run("ip", "link", "set", "eth0", "mtu", "1400")
+    route = network.far_client.run("ip", "route", "show", "default").split()
+    network.far_client.run("ip", "route", "replace", *route, "advmss", "1460")  # which does not know of its own MTU
+    with network.far_client.entered():
+        client = socket.create_connection((VIP, PORT), 5)
+    with client, client.makefile("rwb") as lines:
+        lines.readline()
+        for _ in range(30):
+            lines.write(b"x" * 9_999 + b"\n")
+            lines.flush()
+            assert len(lines.readline()) == 10_000
+    assert set(sources(pods, large).values()) <= {VIP, f"{LAN}.11", "10.244.1.1"}
+    pods.pods[1].run("ip", "address", "add", "10.244.2.3/24", "dev", "eth0")
+    pods.pods[1].sysctl("net.ipv4.icmp_ratelimit", "0")  # all clients are one to it
+    pods.sync(mode, Service(CLUSTER_IP, ("10.244.2.3",)))
+    for ask in (tcp_source, udp_source):
+        told = sources(pods, ask)
+        assert set(told.values()) == {"ConnectionRefusedError"}, told
+
+
+def large(host: Namespace, vip: str) -> str:
+    """Send a datagram of 4 kB from a host, and return the source address that the server saw."""
+    with host.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(2)
+        sender.connect((vip, PORT))
+        sender.send(bytes(4000))
+        return sender.recv(100).decode().split()[0]
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "nftables"), (None, "iptables"), ("nftables", "iptables"),
