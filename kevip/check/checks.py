@@ -19,7 +19,7 @@ from kevip.election.ucarp import key
 from kevip.election.vrrpd import default_interval
 from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask, parse_check
-from kevip.host import kernel, lock, nfnetlink, route
+from kevip.host import kernel, kubernetes, lock, nfnetlink, route
 from kevip.host.interface import Interface, Placement
 from kevip.presence.channel import Channel
 from kevip.presence.presence import EVERY
@@ -57,10 +57,17 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
     if config.target:
         yield from _proxy(config, config.target, fitness)
     else:
-        held = "no TARGET: with --hold-only, something else on this host serves the VIP"
-        yield from _told(fitness, "service", held)
+        yield from _told(fitness, "service", "no TARGET: with --hold-only, something else on this host serves the VIP")
+        yield from _attempt("served", _served(config.vip, fitness))
         if config.check:
             yield _answer(config.check, None)
+
+
+def _served(vip: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
+    """Yield whether kube-proxy serves a VIP that is only held, where it runs."""
+    saved = fitness.saved.values()
+    if kubernetes.is_here(fitness.interfaces, saved):
+        yield traffic.served(vip, kubernetes.ports(vip, saved))
 
 
 def _told(fitness: Fitness, check: str, well: str) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from kevip.dataplane.backend import Backend
 from kevip.dataplane.iptables import others, overtaken, policy
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.select import ahead, strangers
+from kevip.host.kubernetes import nftables_ports
 from kevip.host.nfnetlink import Chain
 
 _SHOWN = 3  # rules of others that are shown; there may be thousands
@@ -108,5 +109,12 @@ def matching(saved: Mapping[str, str], vip: IPv4Address) -> Iterator[Finding]:
         yield warning("other rules", f"a rule of others matches the VIP, in {rule}", "remove it, or take another VIP")
     if len(found) > _SHOWN:
         yield warning("other rules", f"and {len(found) - _SHOWN} more", "iptables-save shows them")
-    if not found:
+    if served := nftables_ports(vip):
+        there = (
+            f"kube-proxy serves the VIP for a Service, at {', '.join(served)} (map service-ips of its nftables table)"
+        )
+        yield warning(
+            "other rules", there, "take the VIP out of that Service (status, externalIPs), or take another one"
+        )
+    elif not found:
         yield ok("other rules", f"none of others matches VIP {vip}")

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Address
 
 from kevip.check.report import Finding, failed, ok, warning
@@ -28,6 +28,15 @@ def service(target: IPv4Address, mode: Mode | None) -> Finding:
     if mode.translates:
         return ok("service", f"TARGET {target} is a cluster-IP, which kube-proxy translates, in {mode} mode")
     return ok("service", f"TARGET {target} is a cluster-IP, handled by {mode} with conntrack")
+
+
+def served(vip: IPv4Address, ports: Sequence[str]) -> Finding:
+    """Say whether kube-proxy serves a VIP that is only held."""
+    if ports:
+        return ok("served", f"kube-proxy serves VIP {vip} on this node, at {', '.join(ports)}")
+    found = f"kube-proxy serves VIP {vip} at no port on this node"
+    advice = "list it in the status of a Service; with externalTrafficPolicy: Local, have a ready pod here"
+    return warning("served", found, advice)
 
 
 def answer(check: Check | None, target: IPv4Address | None, answer: Answer) -> Finding:

@@ -15,7 +15,13 @@ _IPVS_SERVICES = Path("/proc/net/ip_vs")
 # Where kube-proxy in nftables mode has them, and address . protocol . port of all that it serves
 # (its pkg/proxy/nftables/proxier.go).
 _NFTABLES_SET, _NFTABLES_MAP = ("kube-proxy", "cluster-ips"), ("kube-proxy", "service-ips")
-_PROTOCOLS = {17: "/udp", 132: "/sctp"}  # as --port has them; TCP's is left out
+_NFTABLES_REFUSED = "kube-proxy", "no-endpoint-services"
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
+# The rules of kube-proxy in iptables mode for a port of an address: in nat, and in filter without endpoints here.
+_PORT = (
+    r"^(?:\[\d+:\d+\] )?-A KUBE-(?:EXTERNAL-)?SERVICES -d {}/32 -p (?P<protocol>\w+) .*--dport (?P<port>\d+)"
+    r" .*-j (?:(?P<served>KUBE-\S+)|REJECT|DROP)"
+)
 
 
 class Mode(StrEnum):
@@ -63,10 +69,14 @@ def problem(target: IPv4Address, mode: Mode | None, *, rewrites: bool) -> str:
 
 def in_ipvs(address: IPv4Address) -> bool:
     """Whether the kernel's IPVS has a service of the address."""
+    return has_ipvs_service(address, _ipvs_services())
+
+
+def _ipvs_services() -> str:
     try:
-        return has_ipvs_service(address, _IPVS_SERVICES.read_text())
+        return _IPVS_SERVICES.read_text()
     except OSError:  # the kernel has no IPVS, or has not loaded it
-        return False
+        return ""
 
 
 def in_nftables(address: IPv4Address) -> bool:
@@ -74,10 +84,34 @@ def in_nftables(address: IPv4Address) -> bool:
     return nfnetlink.contains(*_NFTABLES_SET, address)
 
 
-def nftables_ports(address: IPv4Address) -> list[str]:
-    """Return at which ports it serves the address: a cluster-IP, or one that others may use."""
-    keys = (key for key in nfnetlink.keys(*_NFTABLES_MAP) if key[:4] == address.packed)
-    return sorted(f"{int.from_bytes(key[8:10])}{_PROTOCOLS.get(key[4], '')}" for key in keys)
+def ports(address: IPv4Address, saved: Iterable[str]) -> list[str]:
+    """Return at which ports, as ``--port`` has them, a Service is served on this node that has the address.
+
+    That is a cluster-IP, or one that its status lists. ``saved`` is from each ``iptables-save``. Raises HostError.
+    """
+    found, refused = set(nftables_ports(address)), set(nftables_ports(address, _NFTABLES_REFUSED))
+    for text in saved:
+        for rule in re.finditer(_PORT.format(re.escape(str(address))), text, re.MULTILINE):
+            (found if rule["served"] else refused).add(_port(rule["protocol"], int(rule["port"])))
+    services = re.findall(rf"^(\w+)\s+{int(address):08X}:(\w+)", _ipvs_services(), re.MULTILINE)
+    found.update(_port(protocol.lower(), int(port, 16)) for protocol, port in services)
+    return sorted(found - refused)
+
+
+def is_here(interfaces: Sequence[Interface], saved: Iterable[str]) -> bool:
+    """Whether kube-proxy serves any Service on this node; raises HostError."""
+    on_interface = any(each.name == IPVS_INTERFACE for each in interfaces)
+    return on_interface or bool(nfnetlink.keys(*_NFTABLES_SET)) or any("-A KUBE-SERVICES " in text for text in saved)
+
+
+def nftables_ports(address: IPv4Address, where: tuple[str, str] = _NFTABLES_MAP) -> list[str]:
+    """Return at which ports kube-proxy in nftables mode serves the address, or refuses it; raises HostError."""
+    keys = (key for key in nfnetlink.keys(*where) if key[:4] == address.packed)
+    return sorted(_port(_PROTOCOLS.get(key[4], "?"), int.from_bytes(key[8:10])) for key in keys)
+
+
+def _port(protocol: str, number: int) -> str:
+    return str(number) if protocol == "tcp" else f"{number}/{protocol}"
 
 
 def on_ipvs_interface(address: IPv4Address, interfaces: Sequence[Interface]) -> bool:
@@ -93,4 +127,4 @@ def has_ipvs_service(address: IPv4Address, table: str) -> bool:
 
 def has_kube_services_rule(address: IPv4Address, saved: str) -> bool:
     """Whether kube-proxy in iptables mode handles the address; in filter it is if the Service has no endpoints."""
-    return bool(re.search(rf"^-A KUBE-SERVICES -d {re.escape(str(address))}/32 ", saved, re.MULTILINE))
+    return bool(re.search(rf"^(?:\[\d+:\d+\] )?-A KUBE-SERVICES -d {re.escape(str(address))}/32 ", saved, re.MULTILINE))

@@ -60,7 +60,8 @@ class Exporter(Collector):
             return Verdict(ok=False, text="this host's addresses cannot be listed")
         if self._record.role not in {Role.MASTER, Role.BACKUP}:
             return Verdict(ok=False, text=f"not in the election: {PROSE[self._record.reason]}")
-        return verdict(replace(facts, foreign=()), group=False)  # no other host need be better off, nor be there
+        # No other host need be better off, nor be there.
+        return verdict(replace(facts, foreign=(), served=None), group=False)
 
     def _look(self) -> Facts | None:
         """Look at the host, unless that was done just now; None if it cannot be."""

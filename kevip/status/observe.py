@@ -11,8 +11,9 @@ from kevip.dataplane import conntrack
 from kevip.dataplane.rules import Part, Rule
 from kevip.dataplane.select import ahead, base_chains, installed
 from kevip.errors import KevipError
-from kevip.host import interface, kernel, lock
+from kevip.host import interface, kernel, kubernetes, lock
 from kevip.host.command import run_now
+from kevip.host.kubernetes import Mode
 from kevip.loop import Moment
 from kevip.status.record import Record
 from kevip.status.runfile import StateFile, reported
@@ -43,6 +44,13 @@ class Facts:
     tracked: conntrack.Tracked | None = None
     foreign: tuple[str, ...] = ()  # NAT chains of others that may translate before our rules
     flaws: tuple[str, ...] = ()  # what could not be read, which should be readable
+    service: Mode | None = None  # how kube-proxy has TARGET now
+    served: tuple[str, ...] | None = None  # at which ports it serves that, None if not all that tells it was read
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the rules here are for a TARGET that somebody else translates."""
+        return any(rule.part is Part.REWRITE for rule in chain.from_iterable(self.rules.values()))
 
     def age(self, moment: Moment) -> float:
         """Return how many seconds ago that was."""
@@ -82,11 +90,14 @@ class Look:
         self._addresses = [(each.name, address) for each in self._interfaces for address in each.addresses]
         self._flaws: dict[str, str] = {}
         self._rules: dict[str, dict[IPv4Address, list[Rule]]] = {}
+        self._saved: dict[str, str] = {}
+        self._is_whole = backends is None
         if self._privileged:
             for name, each in installed().items():
                 try:
                     if backends is None or name in backends:
-                        self._rules[name] = each.rules(each.save(counters=True))
+                        self._saved[name] = each.save(counters=True)
+                        self._rules[name] = each.rules(self._saved[name])
                 except KevipError as error:
                     self._flaws[name] = str(error)
 
@@ -120,6 +131,7 @@ class Look:
                 tracked = conntrack.survey(vip, rewritten=rewritten)
                 if Part.SNAT not in parts or rewritten:  # the source need not be the VIP, or nothing is translated
                     tracked = conntrack.Tracked(tracked.total)
+        service, served = self._service(report)
         return Facts(
             vip=vip,
             at=now,
@@ -133,7 +145,18 @@ class Look:
             tracked=tracked,
             foreign=self._foreign(report, source=Part.MASQUERADE not in parts),
             flaws=flaws,
+            service=service,
+            served=served,
         )
+
+    def _service(self, report: Record | None) -> tuple[Mode | None, tuple[str, ...] | None]:
+        """Return how kube-proxy has a daemon's TARGET, and at which ports."""
+        with suppress(KevipError):
+            if report and report.target and self._privileged:
+                saved = self._saved.values()
+                served = tuple(kubernetes.ports(report.target, saved)) if self._is_whole else None
+                return kubernetes.mode_of(report.target, self._interfaces, saved), served
+        return None, None
 
     def _foreign(self, report: Record | None, *, source: bool) -> tuple[str, ...]:
         """Return the chains that may translate before the rules that a daemon has, or would have."""

@@ -73,6 +73,7 @@ def _of_daemon(facts: Facts) -> Iterator[str]:
 def _of_role(facts: Facts, report: Record) -> Iterator[str]:
     if facts.link:
         yield facts.link
+    yield from _of_service(facts, report)
     if report.role is Role.MASTER:
         yield from _of_master(facts, report)
     elif report.role is not Role.LEAVING:
@@ -112,6 +113,17 @@ def _of_master(facts: Facts, report: Record) -> Iterator[str]:
     if rivals := ", ".join(str(peer) for peer, heard in report.peers.items() if heard > lately):
         advice = "look there with kevip status, and for packets lost on one way between the two"
         yield f"two masters: {rivals} advertises too, and one of them should yield: {advice}"
+
+
+def _of_service(facts: Facts, report: Record) -> Iterator[str]:
+    """Say why nothing reaches a TARGET that kube-proxy translates, from where it is sent on."""
+    if report.role not in {Role.MASTER, Role.LEAVING}:
+        return
+    if facts.service and facts.rules and facts.service.translates is not facts.rewrites:
+        yield f"kube-proxy has {report.target} in {facts.service} mode, which its rules are not for: {_SOON}"
+    if facts.rewrites and facts.served == ():
+        gone = "it has no endpoints, or is gone, or kube-proxy does not run"
+        yield f"no Service is served at {report.target} on this node: {gone}: kubectl get services,endpointslices"
 
 
 def _of_others(facts: Facts, report: Record) -> Iterator[str]:

@@ -175,6 +175,56 @@ def test_a_kube_proxy_that_starts_later_or_in_another_mode_is_followed(
     assert not node.has_rules("iptables-nft")
 
 
+def told(node: Namespace, replica: Replica) -> str:
+    """Return what status says."""
+    done = invoke(node, "status", f"--run-dir={replica.run_dir}")
+    assert (done.returncode == 0) == ("OK " in done.stdout)
+    return " ".join(done.stdout.split())
+
+
+@in_each_mode
+def test_status_is_not_ok_while_clients_are_refused(pods: Cluster, start: Start, mode: str) -> None:
+    node = pods.network.nodes[0]
+    pods.sync(mode, pods.service(0))
+    replica = start(node, target=CLUSTER_IP).master()
+    eventually(lambda: "OK this host serves the VIP" in told(node, replica), what="all is well")
+    for services in ([pods.service()], []):
+        pods.sync(mode, *services)
+        assert f"PROBLEM no Service is served at {CLUSTER_IP} on this node" in told(node, replica)
+    pods.sync(mode, pods.service(0))
+    assert "OK this host serves the VIP" in told(node, replica)
+
+
+def test_status_is_not_ok_while_kube_proxy_is_not_followed_yet(pods: Cluster, start: Start) -> None:
+    """As in the seconds after its start, or where its rules cannot be followed: then the host gives up."""
+    node = pods.network.nodes[0]
+    replica = start(node, target=CLUSTER_IP, dataplane="iptables-nft").master()
+    sync(node, "nftables", [pods.service(0)])
+    assert "PROBLEM kube-proxy has" in told(node, replica)
+    assert "only rules in nftables can come before that" in replica.logged("election.resigned")["reason"]
+
+
+@in_each_mode
+def test_check_sees_whether_kube_proxy_serves_the_vip(pods: Cluster, mode: str) -> None:
+    """It takes an egress VIP's traffic away; a VIP that is only held needs it."""
+    node = pods.network.nodes[0]
+
+    def check(*arguments: str) -> str:
+        done = invoke(node, "check", f"--vip={VIP}", "--seconds=1", *arguments, env={"PASSWORD": "x"})
+        return " ".join(done.stdout.split())
+
+    assert "serves VIP" not in check("--hold-only")
+    listed = Service(CLUSTER_IP, pods.addresses[:1], (VIP,))
+    sync(node, mode, [pods.service(0)])
+    assert f"none of others matches VIP {VIP}" in check("--target=203.0.113.10")
+    assert f"warning served kube-proxy serves VIP {VIP} at no port on this node" in check("--hold-only")
+    sync(node, mode, [listed])
+    assert f"none of others matches VIP {VIP}" not in check("--target=203.0.113.10")
+    assert f"ok served kube-proxy serves VIP {VIP} on this node, at {PORT}, {PORT}/udp" in check("--hold-only")
+    sync(node, mode, [Service(CLUSTER_IP, (), (VIP,))])
+    assert f"warning served kube-proxy serves VIP {VIP} at no port on this node" in check("--hold-only")
+
+
 @in_each_mode
 def test_rules_of_kube_proxy_that_are_replaced_all_the_time_cut_nothing(pods: Cluster, start: Start, mode: str) -> None:
     node = pods.network.nodes[0]
