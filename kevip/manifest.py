@@ -8,6 +8,9 @@ from typing import Any
 
 Object = dict[str, Any]
 
+# A check of the node itself, as of kube-proxy's health check, asks $(HOST_IP).
+_NODE_VARIABLE = "$(HOST_IP)"
+_NODE = {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
 _XTABLES_LOCK = "/run/xtables.lock"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # what names objects, containers and labels (RFC 1123)
 
@@ -94,6 +97,7 @@ def _container(name: str, image: str, settings: Mapping[str, Any]) -> Object:
         "image": image,
         "env": [
             *(_variable(each, settings[each]) for each in ("vip", "target") if each in settings),
+            *([_NODE] if _NODE_VARIABLE in str(settings.get("check")) else []),
             {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": name, "key": "password"}}},
             *(_variable(each, settings[each]) for each in sorted(settings.keys() - {"vip", "target", "password"})),
         ],

@@ -88,7 +88,17 @@ def without_helms_own(thing: Any) -> Any:
     return thing
 
 
-@pytest.mark.parametrize("vip", [PLAIN, PLAIN | {"mode": "ingress"}, RICH, HELD, QUICK])
+@pytest.mark.parametrize(
+    "vip",
+    [
+        PLAIN,
+        PLAIN | {"mode": "ingress"},
+        RICH,
+        HELD,
+        QUICK,
+        HELD | {"options": {"check": "http://$(HOST_IP):30123/healthz"}},
+    ],
+)  # fmt: skip)
 def test_the_chart_renders_what_the_command_prints(chart: Chart, vip: Any) -> None:
     vip = {"options": {}, "replicas": 3} | vip
     expected = manifest.objects(

@@ -144,6 +144,16 @@ def test_a_vip_that_is_only_held_has_no_target(printed: Any) -> None:
     }
 
 
+def test_a_check_may_ask_the_node(printed: Any) -> None:
+    """Kubernetes puts in a variable what stands in one before it."""
+    deployment = parsed(printed(GOOD[0], GOOD[2], "--hold-only", "--check=http://$(HOST_IP):30123/healthz"))[1]
+    found = variables(deployment)
+    assert (found["HOST_IP"], found["CHECK"]) == (
+        {"fieldRef": {"fieldPath": "status.hostIP"}}, "http://$(HOST_IP):30123/healthz",
+    )  # fmt: skip
+    assert list(found).index("HOST_IP") < list(found).index("CHECK")
+
+
 def test_only_what_was_given_is_in_it(printed: Any) -> None:
     deployment = parsed(printed(*GOOD, "--no-preempt", BROADCAST="no", ADVSKEW=""))[1]
     assert variables(deployment).keys() == {"VIP", "TARGET", "PASSWORD"}

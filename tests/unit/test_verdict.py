@@ -10,6 +10,7 @@ import pytest
 from kevip.core.messages import Reason, Role
 from kevip.dataplane.conntrack import Tracked
 from kevip.dataplane.rules import Part, Rule
+from kevip.host.kubernetes import Mode
 from kevip.presence.group import Member
 from kevip.status.observe import Facts, Held
 from kevip.status.record import Health, Record
@@ -65,8 +66,14 @@ def with_health(facts: Facts, health: Health) -> Facts:
     return changed(facts, health=health)
 
 
+REWRITTEN = tuple(replace(rule, part=Part.REWRITE) for rule in RULES)
+
+
 @pytest.mark.parametrize(("facts", "text"), [
     (MASTER, "this host serves the VIP"),
+    (replace(MASTER, service=Mode.IPVS, served=("80",)), "this host serves the VIP"),
+    (replace(MASTER, rules={"iptables-nft": REWRITTEN}, service=Mode.NFTABLES, served=("80",)),
+     "this host serves the VIP"),
     (BACKUP, "10.0.0.12 serves the VIP, this host is ready to take over"),
     (replace(BACKUP, report=report(Role.BACKUP, peer=6)), "no master was heard for 6 s: one takes over soon"),
     (replace(BACKUP, report=report(Role.BACKUP, since=2)), "it joins the election"),
