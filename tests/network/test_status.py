@@ -100,7 +100,9 @@ def test_master_and_backup_are_ok_and_say_what_they_do(network: Network, start: 
         "role backup for ",
         "address not here",
         "rules 8 in iptables-nft, complete",
-        "peers 10.77.0.11 (advert ",
+        "peers name role rank TARGET version last heard",
+        " backup 20 - ",
+        " master 1 - ",
     ):
         assert part in text
 
