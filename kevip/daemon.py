@@ -111,8 +111,9 @@ class Daemon:
             for effect in effects:
                 if not self._apply(effect):
                     break  # what follows rests on it
-        role, since, held = self._reporter.record.role, self._reporter.record.since, self._plane.level is Level.HELD
-        self._presence.update(Now(role, since, held, self.instance.reached))
+        held, standby = self._plane.level is Level.HELD, self.instance.standby > self._loop.now()
+        record = self._reporter.record
+        self._presence.update(Now(record.role, record.since, held, self.instance.reached, standby))
         if self.control:
             self.control.follow(traits, self.instance)
         self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)

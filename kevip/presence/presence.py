@@ -24,12 +24,13 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What changes of a replica: its role and since when, whether it has the VIP, and whether it reaches TARGET."""
+    """What changes of a replica: its role and since when, whether it has the VIP, reaches TARGET, is in standby."""
 
     role: Role = Role.INIT
     since: Moment = 0.0
     holds: bool = False
     target: bool | None = None
+    standby: bool = False
 
 
 class Presence:
@@ -84,6 +85,7 @@ class Presence:
             since=round(max(self._loop.now() - now.since, 0.0), 1),
             holds=now.holds,
             target=now.target,
+            standby=now.standby,
             stopped=stopped,
         )
         with suppress(OSError):  # the interface is down: nobody would hear it

@@ -13,6 +13,7 @@ import click
 
 from kevip.dataplane.conntrack import SOURCE_PORTS
 from kevip.host import kernel
+from kevip.presence.group import Member
 from kevip.status.observe import Facts, Look
 from kevip.status.record import HANGS, PROSE, Record, to_json
 from kevip.status.verdict import verdict
@@ -182,13 +183,20 @@ def _peers(facts: Facts, report: Record) -> Iterator[str]:
         ago = f"{duration(facts.age(heard[source]))} ago"
         if source in report.members:
             member = report.members[source]
-            role = "stopped" if member.stopped else member.role if member.is_here(facts.at) else "silent"
+            role = _part(member) if member.stopped or member.is_here(facts.at) else "silent"
             name = member.name or str(source)
             yield _row(name, role, str(member.rank), _REACHED[member.target], member.version, ago)
         else:
             yield _row(str(source), "master", "-", "-", "-", ago)
     if len(heard) > _PEERS:
         yield f"{len(heard) - _PEERS} more"
+
+
+def _part(member: Member) -> str:
+    """Return what a replica does, as it says; a master in standby still serves."""
+    if member.stopped:
+        return "stopped"
+    return "standby" if member.standby and not member.holds else member.role
 
 
 def _row(*cells: str) -> str:

@@ -367,7 +367,7 @@ def test_it_is_said_every_few_seconds_and_at_once_when_something_changes(ether: 
     assert len(heard) == 1
     clock.run(EVERY - 0.1)
     assert len(heard) == 1
-    one.presence.update(Now(Role.MASTER, clock.time))
+    one.presence.update(Now(Role.MASTER, clock.time, standby=True))
     clock.run(0)
     one.presence.update(Now(Role.MASTER, clock.time))
     assert len(heard) == 2

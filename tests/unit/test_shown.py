@@ -164,6 +164,9 @@ def test_a_group_that_is_well_is_a_table_and_one_that_is_large_is_cut() -> None:
     assert lines[1] == "  OK      this host serves the VIP"
     assert "               node2             backup  9    -      0.1.0    1.0 s ago" in lines
     assert lines[-3] == "               50 more"
+    off = {LAN + 2: member(1, standby=True), LAN + 3: member(1, role=Role.MASTER, standby=True, holds=True)}
+    text = shown(replace(FACTS, report=replace(REPORT, members=off, peers={})))
+    assert [line.split()[1] for line in text.splitlines() if " node2 " in line] == ["standby", "master"]
     alone = shown(replace(FACTS, report=replace(REPORT, members={}, peers={})))
     assert "  peers        none heard\n  repairs" in alone
 
