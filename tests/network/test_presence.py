@@ -83,8 +83,11 @@ def test_three_replicas_see_each_other(network: Network, start: Start, way: str)
             node.run("iptables", "-A", "OUTPUT", "-p", "112", "-j", "ACCEPT")
     master, backup, other = group(network, start, **given)
     eventually(lambda: members(backup)["11"]["holds"], what="the backup knows who has the VIP")
+    eventually(
+        lambda: {end: each["role"] for end, each in members(other).items()} == {"11": "master", "12": "backup"},
+        what="all roles are known",
+    )
     found = members(other)
-    assert {end: member["role"] for end, member in found.items()} == {"11": "master", "12": "backup"}
     assert {member["engine"] for member in found.values()} == {engine}
     assert all(member["differs"] == [] for member in found.values())
     code, text = status(other)
