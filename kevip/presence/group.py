@@ -14,7 +14,9 @@ _FORGET = 86400.0  # seconds after which a silent one is forgotten, if another w
 _RUNS = 4 * MANY  # to remember, lest what was recorded of one that has ended passes for a new one
 
 # The settings that need not be the same, but would better be. Replicas that differ in others do not serve the same.
-SHOULD = frozenset({"CHECK", "CHECK_INTERVAL", "CHECK_FALL", "CHECK_RISE", "DEAD_RATIO", "EXPECT", "PREEMPT"})
+SHOULD = frozenset(
+    {"CHECK", "CHECK_INTERVAL", "CHECK_FALL", "CHECK_RISE", "DEAD_RATIO", "EXPECT", "PREEMPT", "SYNC", "SYNC_PEERS"}
+)
 
 
 @dataclass(slots=True, kw_only=True)
