@@ -186,7 +186,7 @@ def expressions() -> Iterator[str]:
 
 def test_alerts_and_dashboard_ask_for_what_there_is(network: Network, start: Start) -> None:
     node = network.nodes[0]
-    start(node, metrics=EVERYWHERE, check="icmp").master()
+    start(node, metrics=EVERYWHERE, check="icmp", sync=True, sync_interface="eth0").master()
     eventually(lambda: value(node, "target_round_trip_seconds"), what="TARGET has answered")
     assert tcp_source(network.client, VIP) == VIP  # which takes a source port
     eventually(lambda: value(node, "source_ports_in_use", protocol="tcp", port="7000"), what="that is seen")
