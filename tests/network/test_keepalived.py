@@ -33,7 +33,9 @@ def parent(replica: Replica) -> int:
 
 def child(replica: Replica) -> int:
     """Return the process id of the one that elects."""
-    return int((replica.run_dir / f"{VIP}.keepalived/child.pid").read_text())
+    file = replica.run_dir / f"{VIP}.keepalived/child.pid"
+    eventually(file.exists, what="it has written its number")
+    return int(file.read_text())
 
 
 def heals(network: Network) -> Namespace:
