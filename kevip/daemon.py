@@ -19,7 +19,7 @@ from kevip.core.messages import Do, Level
 from kevip.core.states import Instance, is_over, next_due
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.plane import Plane
-from kevip.dataplane.ruleset import Drift
+from kevip.dataplane.survey import Drift
 from kevip.election.engine import Engine
 from kevip.errors import KevipError
 from kevip.health.watch import Watch

@@ -18,7 +18,8 @@ from kevip.core.messages import Level
 from kevip.dataplane import conntrack, lease, select
 from kevip.dataplane.backend import Backend, Changes
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.ruleset import Drift, Kind, Plan, Ruleset, Whole, remove
+from kevip.dataplane.ruleset import Ruleset, Whole, remove
+from kevip.dataplane.survey import Drift, Kind, Plan
 from kevip.errors import KevipError
 from kevip.host import kernel
 from kevip.host.beside import Beside, Job
@@ -193,18 +194,15 @@ class Plane:
         Where there are many rules, they are not looked at each time; ``anew``, they are.
         """
         self._next_look = -inf if anew else self._next_look
-        if self.level is not Level.HELD:
-            self._stand_by()
+        try:
+            if self.level is not Level.HELD:
+                self._rules.stand_by()
+                self._ip.start()
+        except CommandError as error:
+            self._warn("drift.not_repaired", None, error=str(error))
         if not self._beside.is_busy and self.level is not Level.DRAINING:
             look = _Look(self.level, rules=self._loop.now() >= self._next_look, anew=self._next_look == -inf)
             self._beside.begin(partial(self._look, look), BESIDE)
-
-    def _stand_by(self) -> None:
-        try:
-            self._rules.stand_by()
-            self._ip.start()
-        except CommandError as error:
-            self._warn("drift.not_repaired", None, error=str(error))
 
     def _look(self, look: _Look, job: Job) -> Action:
         begin = monotonic()

@@ -2,48 +2,14 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from enum import StrEnum
 from ipaddress import IPv4Address
-from itertools import product
-from typing import NamedTuple
 
 from kevip.dataplane import select
 from kevip.dataplane.backend import Backend, Changes, flaws, texts
-from kevip.dataplane.iptables import Iptables, legacy_tables
-from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.rules import OPENS, Part, Parts, Proxy, rewriting
+from kevip.dataplane.rules import Part, Parts, Proxy, rewriting
+from kevip.dataplane.survey import Drift, Kind, Plan, Survey, rewrites
 from kevip.errors import HostError, KevipError
-from kevip.host import kubernetes, nfnetlink
 from kevip.host.command import CommandError
-from kevip.host.nfnetlink import Chain
-
-
-class Kind(StrEnum):
-    """What can drift. The names are labels of metrics."""
-
-    ADDRESS = "address"
-    FORWARDING = "forwarding"
-    HEARING = "hearing"
-    FOREIGN_NAT = "foreign-nat"
-    SERVICE = "service"
-    RULES = "rules"
-
-
-_KINDS = {Part.ACCEPT: Kind.FORWARDING, Part.HEAR: Kind.HEARING}
-
-
-class Drift(NamedTuple):
-    """Something that was not as it should be."""
-
-    kind: Kind
-    detail: str
-
-    def __str__(self) -> str:
-        return self.detail
-
-
-Plan = dict[Backend, Parts]
-"""Which rules belong into which back ends; the first of them translates."""
 
 Whole = dict[Backend, list[str]]
 """The rules that are there when all is well, as they are saved."""
@@ -60,8 +26,7 @@ class Ruleset:
     def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool, rewrites: bool = False) -> None:
         self._proxy, self._vip = proxy, proxy.vip
         self._backends = select.installed() | {backend.name: backend}
-        self._native = Nftables()
-        self._follows = follows and Nftables.name in self._backends and self._native.works()
+        self._others = Survey(proxy, self._backends.values(), follows=follows)
         self.backend, self._restore = backend, backend.standby()
         self.parts, self.translates = proxy.parts, bool(proxy.target)
         self.may_have_any = bool(proxy.parts or proxy.opens)
@@ -88,7 +53,7 @@ class Ruleset:
     @property
     def rewrites(self) -> bool:
         """Whether somebody else translates TARGET, by what is known so far."""
-        return any(Part.REWRITE in parts for parts in self.plan.values())
+        return rewrites(self.plan)
 
     def stand_by(self) -> None:
         """Be ready to install them at once, if they may not all be here by then; raises CommandError."""
@@ -121,24 +86,24 @@ class Ruleset:
 
         While the VIP is not held, only what does nothing without it.
         """
-        before, self._seen = self._others_have(), None
+        before, self._seen = self._others.seen(), None
         news = list[Drift]()  # told only if all is done
         parts = self._proxy.parts if held else self._proxy.parts - {Part.MASQUERADE}
         plan = self.survey(news, parts, opens=bool(self.whole))
         try:
             whole = self._mend_all(plan, drifts, changes)
         except HostError as error:  # rules of nftables are in its tables now
-            if not self._can_move:
+            if not self._others.can_move(self.backend):
                 raise
             news.append(Drift(Kind.FOREIGN_NAT, f"{error}: nftables takes over"))
-            plan = {self._native: parts}
+            plan = {self._others.native: parts}
             whole = self._mend_all(plan, drifts, changes)
         for backend in self.plan.keys() - plan.keys():
             with suppress(HostError):  # it cannot read them any more, and the end will say so
                 backend.remove(self._vip, backend.save(self._vip), changes)
                 self._used.discard(backend)
         drifts += news
-        self._seen = before if before == self._others_have() else None
+        self._seen = before if before == self._others.seen() else None
         return plan, whole
 
     def _mend_all(self, plan: Plan, drifts: list[Drift], changes: Changes) -> Whole:
@@ -152,103 +117,15 @@ class Ruleset:
 
     def wants_look(self, *, due: bool, anew: bool) -> bool:
         """Whether to look at the rules: not if nobody changed any since all was well, as far as the kernel says so."""
-        if not anew and self._seen is not None and self._seen == self._others_have():
+        if not anew and self._seen is not None and self._seen == self._others.seen():
             return False
-        return due or self.is_overtaken()
-
-    def _others_have(self) -> tuple[int, bool] | None:
-        """Return what is another one after others have changed something; None if nothing tells that."""
-        generation, target = _generation(), self._proxy.target
-        return None if generation is None else (generation, bool(target and kubernetes.in_ipvs(target)))
-
-    def is_overtaken(self) -> bool:
-        """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""
-        with suppress(HostError):
-            chains = nfnetlink.base_chains() if self.may_have_any else []
-            closed = [each for each in self._closed(chains) if each[0].kind == "nft"]
-            return bool(self._new(closed) or self._others(select.own(chains)) or self._is_taken())
-        return False
-
-    def _is_taken(self) -> bool:
-        """Whether kube-proxy begins to translate TARGET in nftables."""
-        target = self._proxy.target
-        return bool(target and not self.rewrites and kubernetes.in_nftables(target))
+        return due or (self.may_have_any and self._others.is_overtaken(self.backend, self.plan))
 
     def survey(self, drifts: list[Drift], parts: Parts, *, opens: bool) -> Plan:
-        """Return what belongs where, with the parts that translate, by what others have here; add what is new of that.
-
-        ``opens`` says that a chain whose policy is to drop is drift, if nothing of ours was accepted there before.
-        """
+        """See ``Survey.plan``."""
         if not self.may_have_any:
             return {}
-        try:
-            backend, chains = self.backend, select.base_chains(self.backend)
-        except HostError:  # somebody changes them all the time
-            return self.plan
-        rewrites = self._survey_service(drifts)
-        if rewrites:
-            backend = self._native
-        elif others := self._others(chains):
-            drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {backend.name}: nftables takes over"))
-            backend = self._native
-        closed = [(each, part) for each, part in self._closed(chains) if self._can_open(each, part)]
-        for each, part in self._new(closed) if opens else ():
-            drifts.append(Drift(_KINDS[part], f"the policy of {OPENS[part]} in {each.name} is to drop"))
-        plan: Plan = {backend: rewriting(parts) if rewrites else parts} if parts else {}
-        for each, part in closed:
-            plan[each] = plan.get(each, frozenset({Part.REWRITE} if rewrites else ())) | {part}
-        return plan
-
-    def _survey_service(self, drifts: list[Drift]) -> bool:
-        """Return whether somebody else translates TARGET; raises KevipError if that cannot be followed.
-
-        Whoever did so and is not seen any more may come back: what is refused until then would leak otherwise.
-        """
-        if not (target := self._proxy.target):
-            return False
-        mode = kubernetes.mode_now(target, self._saved())
-        if mode is None:
-            return self.rewrites
-        if problem := kubernetes.problem(target, mode, rewrites=self._follows or self.backend == self._native):
-            raise HostError(problem)
-        if mode.translates != self.rewrites:
-            drifts.append(Drift(Kind.SERVICE, f"kube-proxy has TARGET in {mode} mode"))
-        return mode.translates
-
-    def _saved(self) -> Iterator[str]:
-        """Yield what others have in each iptables that can be read."""
-        for each in self._iptables():
-            with suppress(KevipError):
-                yield each.save()
-
-    @property
-    def _can_move(self) -> bool:
-        return self._follows and self.backend != self._native
-
-    def _iptables(self) -> list[Iptables]:
-        return [each for each in self._backends.values() if isinstance(each, Iptables)]
-
-    def _others(self, chains: list[Chain]) -> list[Chain]:
-        """Return the chains before which the rules have to go."""
-        if not self._can_move:
-            return []
-        return select.ahead(self.backend, chains, source=not self._proxy.global_masquerade)
-
-    def _closed(self, chains: list[Chain]) -> list[tuple[Iptables, Part]]:
-        """Return where something of ours has to be accepted, and what."""
-        found = list[tuple[Iptables, Part]]()
-        for each, part in product(self._iptables(), sorted(self._proxy.opens)):
-            with suppress(KevipError):
-                found += [(each, part)] if each.drops(OPENS[part], chains) else []
-        return found
-
-    def _new(self, closed: list[tuple[Iptables, Part]]) -> list[tuple[Iptables, Part]]:
-        return [(each, part) for each, part in closed if part not in self.plan.get(each, ())]
-
-    def _can_open(self, each: Iptables, part: Part) -> bool:
-        with suppress(KevipError):
-            return part in self.plan.get(each, ()) or bool(each.save())
-        return False
+        return self._others.plan(self.backend, self.plan, drifts, parts, opens=opens)
 
     def _mend(
         self, backend: Backend, parts: Parts, drifts: list[Drift], changes: Changes, *, again: bool = True
@@ -286,11 +163,6 @@ class Ruleset:
         found = remove(self._vip, self._backends.values(), {self.backend, *self._used}, noted)
         self._used.clear()
         return found
-
-
-def _generation() -> int | None:
-    """Return the generation of all rules; iptables-legacy has none."""
-    return None if legacy_tables() else nfnetlink.generation()
 
 
 def remove(

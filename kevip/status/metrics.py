@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from kevip.config import Endpoint
 from kevip.core.messages import Role
 from kevip.dataplane.conntrack import SOURCE_PORTS
-from kevip.dataplane.ruleset import Kind
+from kevip.dataplane.survey import Kind
 from kevip.election.packet import FLAWS
 from kevip.errors import HostError, KevipError
 from kevip.host import interface

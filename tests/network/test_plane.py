@@ -17,7 +17,8 @@ from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.plane import Plane
 from kevip.dataplane.rules import Proxy
-from kevip.dataplane.ruleset import Drift, Kind, Ruleset
+from kevip.dataplane.ruleset import Ruleset
+from kevip.dataplane.survey import Drift, Kind
 from kevip.errors import HostError, KevipError
 from kevip.host import command, kernel
 from kevip.loop import Loop

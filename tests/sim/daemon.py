@@ -10,7 +10,7 @@ from unittest import mock
 
 from kevip.core.messages import Role
 from kevip.daemon import STOPS, Daemon, Parts
-from kevip.dataplane import iptables, plane, ruleset, select
+from kevip.dataplane import iptables, plane, select, survey
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.rules import Proxy
@@ -257,7 +257,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         select: {"installed": dict},
         iptables: {"installed": dict},
         nfnetlink: {"base_chains": list},
-        ruleset: {"_generation": lambda: None},
+        survey: {"_generation": lambda: None},
         kubernetes: dict.fromkeys(("mode_now", "in_ipvs", "in_nftables"), lambda *_: None),
         handoff: {
             "Beside": lambda _: Beside(here()),
