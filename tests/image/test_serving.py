@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -50,7 +51,10 @@ def test_keepalived_elects_in_containers_too(network: Network, start: Start) -> 
         assert probe.report().failed == 0
         assert talks.survivors() == 10
     assert second is not first
-    assert not containers[second].events("election.not_realtime")
+    asked = ["podman", "exec", containers[second].id, "chrt", "--rr", "1", "true"]
+    status = subprocess.run(second.command(*asked), capture_output=True, check=False).returncode
+    assert status in {0, 1}  # where the kernel schedules groups, a container may have no time of that kind
+    assert bool(containers[second].events("election.not_realtime")) is bool(status)
 
 
 def _host(node: Namespace) -> tuple[object, ...]:
