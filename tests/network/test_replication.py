@@ -142,9 +142,11 @@ def test_a_crash_soon_after_a_move_cuts_none_either(network: Network, start: Sta
     with speaker(network) as speaks, Conversations(network.client, VIP, 50) as talk:
         silent = silent_ones(speaks, network, 50)
         known([heir], 50)
+        more = replicas[master].state()["sync"]["written"] + 100
         os.kill(replicas[master].engine_pid(), signal.SIGKILL)
         eventually(lambda: network.holders() == [heir], what="the other host has the VIP")
         eventually(lambda: _fetches(replicas[master]), what="the old master has fetched what goes on elsewhere")
+        eventually(lambda: replicas[master].state()["sync"]["written"] >= more, what="and has it")
         crash(network, replicas[heir])
         eventually(lambda: master.has(VIP), what="the VIP is back")
         speaks.speak()
