@@ -103,10 +103,7 @@ TABLE: dict[tuple[type[State], type[State]], str] = {
     (Backup, Down): "the engine ended; standby, and out",
     (Backup, Stopped): "stop",
     (Master, Backup): "the engine says backup",
-    (
-        Master,
-        Leaving,
-    ): "stop; the engine ended, or says backup too soon; it cannot serve; TARGET is not reached; standby",
+    (Master, Leaving): "stop; standby; the engine ended, or says backup too soon; it cannot serve, or reach TARGET",
     (Master, Down): "a preferred master is heard; the takeover failed; another one serves already",
     (Master, Stopped): "stop, and another one serves already",
     (Leaving, Master): "stays: nobody that is fit took over, and it was elected again",

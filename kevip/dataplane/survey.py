@@ -88,11 +88,11 @@ class Survey:
             chains = select.base_chains(backend)
         except HostError:  # somebody changes them all the time
             return was
-        before, base = backend, frozenset[Part]()
+        base = frozenset[Part]()
         if self._is_rewritten(backend, was, drifts):
             backend, parts, base = self.native, rewriting(parts), frozenset({Part.REWRITE})
         elif others := self._others(backend, chains):
-            drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {before.name}: nftables takes over"))
+            drifts.append(Drift(Kind.FOREIGN_NAT, f"{others[0]} translates before {backend.name}: nftables takes over"))
             backend = self.native
         closed = [(each, part) for each, part in self._closed(chains) if _can_open(each, part, was)]
         for each, part in _new(closed, was) if opens else ():

@@ -44,7 +44,7 @@ class Notifier:
     def _run(self, argv: Sequence[str], variables: Mapping[str, str]) -> None:
         try:
             with self._scope:
-                command.told_now(argv, variables=variables)
+                command.told_now(argv, seconds=PATIENCE, variables=variables)
         except CommandError as error:
             self.failures += 1
             self._log.warning("notify.failed", command=argv[0], role=argv[-3], error=error.ending)

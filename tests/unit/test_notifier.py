@@ -46,6 +46,12 @@ def eventually(condition: Callable[[], object]) -> None:
         sleep(0.02)
 
 
+def test_a_command_may_take_longer_than_programs_of_ours(tmp_path: Path) -> None:
+    with mock.patch("kevip.host.command.TIMEOUT", 0.05), told(tmp_path, "sleep 0.3; echo >>told") as made:
+        eventually(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text().count("\n") == 3)
+    assert made.failures == 0
+
+
 def test_each_change_is_told_in_order_with_what_there_is_to_know(tmp_path: Path) -> None:
     with (
         mock.patch.dict(os.environ, {"PASSWORD": "secret"}),
