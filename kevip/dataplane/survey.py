@@ -13,6 +13,7 @@ from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import OPENS, Part, Parts, Proxy, rewriting
 from kevip.errors import HostError, KevipError
 from kevip.host import kubernetes, nfnetlink
+from kevip.host.command import CommandError
 from kevip.host.nfnetlink import Chain
 
 
@@ -119,10 +120,13 @@ class Survey:
         return mode.translates
 
     def _saved(self) -> Iterator[str]:
-        """Yield what others have in each iptables that can be read."""
+        """Yield what others have in each iptables that can be read; raises CommandError if a program hangs."""
         for each in self._iptables:
-            with suppress(KevipError):
+            try:
                 yield each.save()
+            except KevipError as error:
+                if isinstance(error, CommandError) and error.exit_status is None:
+                    raise  # whoever looks has so much time only once
 
     def _others(self, backend: Backend, chains: list[Chain]) -> list[Chain]:
         """Return the chains before which the rules have to go."""
