@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of kevip; README lists them for users."""
+    """Exit statuses of kevip; docs/settings.md lists them for users."""
 
     OK = 0
     FAILURE = 1  # something failed while running: a bug, or a host that stopped cooperating

@@ -1,4 +1,4 @@
-"""The README says what the command line is. Run as a program, this file writes the README's settings table anew."""
+"""docs/settings.md says what the command line is. Run as a program, this file writes its table anew."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 from kevip.cli import cli
 from kevip.errors import ExitStatus
 
-README = Path(__file__).parents[2] / "README.md"
+SETTINGS = Path(__file__).parents[2] / "docs" / "settings.md"
 REQUIRED = "  [required]"
 TABLE = re.compile(r"^\| flag \| variable \|.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
 
@@ -27,13 +27,13 @@ def table() -> str:
 
 
 def test_the_settings_table_is_that_of_the_command_line() -> None:
-    assert TABLE.findall(README.read_text()) == [table()], f"write it with: python {__file__}"
+    assert TABLE.findall(SETTINGS.read_text()) == [table()], f"write it with: python {__file__}"
 
 
 def test_the_exit_statuses_are_all_there() -> None:
-    text = README.read_text()
+    text = SETTINGS.read_text()
     assert [f"| {status.value} |" for status in ExitStatus if f"\n| {status.value} | " not in text] == []
 
 
 if __name__ == "__main__":
-    README.write_text(TABLE.sub(lambda _: table(), README.read_text()))
+    SETTINGS.write_text(TABLE.sub(lambda _: table(), SETTINGS.read_text()))
