@@ -50,6 +50,14 @@ def _program(host: Namespace, module: str, *arguments: str) -> Iterator[Any]:
 
 
 @contextmanager
+def partner(host: Namespace, certificate: Path, address: str = TARGET) -> Iterator[None]:
+    """Run HTTPS, Postgres and SMTP on a host, which tell the source address and the name that TLS asked for."""
+    with _program(host, "lab.partner", address, str(certificate)) as program:
+        assert program.stdout.readline() == "ready\n"
+        yield
+
+
+@contextmanager
 def sink(host: Namespace, address: str, port: int) -> Iterator[None]:
     """Run a server that takes all that it is sent."""
     with _program(host, "lab.load", "sink", address, str(port)) as program:

@@ -140,6 +140,10 @@ OTHERS = {
     f"--{name}"
     for name in [
         "allowed-address",
+        "connect-timeout",
+        "insecure",
+        "keepalive-time",
+        "max-time",
         "cap-add",
         "env",
         "format",
