@@ -112,6 +112,9 @@ _INTERVAL = _Parsed("seconds", settings.parse_interval)
 _ENDPOINT = _Parsed("[host]:port", settings.parse_endpoint)
 _NAME = _Parsed("name", manifest.parse_name)
 _REPLICAS = _Parsed("number", settings.parse_number(1, 9999))
+_NODE_LABELS = _Parsed("labels", settings.parse_list(manifest.parse_node_label))
+_TAINTS = _Parsed("taints", lambda text: [manifest.parse_toleration(each.strip()) for each in text.split(",")])
+_AMOUNTS = _Parsed("amounts", settings.parse_list(manifest.parse_amount))
 
 _RUN_DIR = _setting("--run-dir", _PATH, "Directory for runtime files.", "/run/kevip")
 
@@ -263,6 +266,10 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         raise click.UsageError(f"put {', '.join(early)} after {ctx.invoked_subcommand}, not before it")
 
 
+_MAPPINGS = ("node_selector", "requests", "limits")
+_WORKLOAD = ("name", "namespace", "image", "replicas", "tolerations", *_MAPPINGS)
+
+
 @cli.command("manifest")
 @_settings
 @click.option("--name", type=_NAME, default="kevip", show_default=True, help="The objects' name: one for each VIP.")
@@ -275,13 +282,21 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     help="The image that you built and pushed; no public registry has one.",
 )
 @click.option("--replicas", type=_REPLICAS, default=3, show_default=True, help="On as many nodes.")
+@click.option("--node-selector", type=_NODE_LABELS, help="Labels of the nodes that it may run on: KEY=VALUE,...")
+@click.option(
+    "--tolerations",
+    type=_TAINTS,
+    help="Taints of nodes that it may run on all the same, as kubectl writes them: KEY[=VALUE][:EFFECT],...",
+)
+@click.option("--requests", type=_AMOUNTS, help="What it is sure to get.", show_default="cpu=20m,memory=64Mi")
+@click.option("--limits", type=_AMOUNTS, help="What it gets at most.", show_default="memory=256Mi")
 def print_manifest(**given: Any) -> None:
     """Print the Kubernetes objects for these settings.
 
     A Secret with the password, a Deployment and a PodDisruptionBudget, for `kubectl apply -f -`. Of the settings, only
     those that were given are in it.
     """
-    own = {name: given.pop(name) for name in ("name", "namespace", "image", "replicas")}
+    own = {name: given.pop(name) for name in _WORKLOAD}
     if given["run_dir"]:
         named = settings.label("run_dir")
         given["run_dir"] = Malformed(f"{named} means nothing to a pod, whose /run is its own: leave it out")
@@ -291,7 +306,9 @@ def print_manifest(**given: Any) -> None:
     del given["password_file"]
     wanted = {name: value for name, value in given.items() if value is not None and value is not False}
     wanted["password"] = config.password
-    click.echo(manifest.to_yaml(manifest.objects(wanted, **own)), nl=False)
+    own = {name: dict(value) if name in _MAPPINGS else value for name, value in own.items() if value}
+    workload = manifest.Workload(version=version("kevip"), **own)
+    click.echo(manifest.to_yaml(manifest.objects(wanted, workload)), nl=False)
 
 
 @cli.command("check", short_help="Say what would keep kevip from working here, and what to do.")

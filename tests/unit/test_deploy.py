@@ -18,7 +18,7 @@ from helm_python.chart import lint
 
 from kevip import manifest
 from kevip.cli import cli
-from kevip.config import RANGES
+from kevip.config import RANGES, parse_endpoint
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/kevip"
@@ -36,7 +36,11 @@ RICH = PLAIN | {
         "iptables": "nft", "logFormat": "json", "logLevel": "debug", "preempt": True, "preemptDelay": 60,
         "vipId": 255,
         "allowFrom": "10.0.0.0/8,192.0.2.1", "ports": "443,53/udp", "check": "tcp:443", "checkInterval": 9,
+        "metrics": "eth1:9112",
     },
+    "nodeSelector": {"disktype": "ssd"},
+    "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule"}],
+    "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}},
 }  # fmt: skip
 QUICK = PLAIN | {
     "name": "quick",
@@ -66,9 +70,11 @@ def rendered(chart: Chart, *vips: Any, name: str = "edge", **values: Any) -> dic
 
 def settings(vip: Any) -> dict[str, Any]:
     """Return what one entry of vips sets, by the names of kevip's settings."""
-    options = {
+    options: dict[str, Any] = {
         "".join(f"_{c.lower()}" if c.isupper() else c for c in name): value for name, value in vip["options"].items()
     }
+    if "metrics" in options:
+        options["metrics"] = parse_endpoint(options["metrics"])
     held = {"hold_only": True} if vip.get("mode") == "hold" else {}
     return options | held | {name: vip[name] for name in ("vip", "target", "password") if name in vip}
 
@@ -78,10 +84,11 @@ def pod(deployment: Any) -> Any:
 
 
 def without_helms_own(thing: Any) -> Any:
-    """Take off what Helm adds: labels, a checksum, when to pull."""
+    """Take off what Helm adds: its labels, a checksum, when to pull."""
     thing = deepcopy(thing)
-    for label in ("helm.sh/chart", "app.kubernetes.io/managed-by", "app.kubernetes.io/version"):
-        del thing["metadata"]["labels"][label]
+    assert thing["metadata"]["labels"].pop("helm.sh/chart") == f"kevip-{VERSION}"
+    assert thing["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+    thing["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "kevip"
     if thing["kind"] == "Deployment":
         del thing["spec"]["template"]["metadata"]["annotations"]
         assert pod(thing)["containers"][0].pop("imagePullPolicy") == "IfNotPresent"
@@ -100,15 +107,19 @@ def without_helms_own(thing: Any) -> Any:
     ],
 )  # fmt: skip)
 def test_the_chart_renders_what_the_command_prints(chart: Chart, vip: Any) -> None:
-    vip = {"options": {}, "replicas": 3} | vip
-    expected = manifest.objects(
-        settings(vip),
+    vip = {"options": {}, "replicas": 3, "nodeSelector": {}, "tolerations": [], "resources": {}} | vip
+    workload = manifest.Workload(
         name=f"edge-{vip['name']}",
         namespace="network",
         image=f"kevip:{VERSION}",
+        version=VERSION,
         replicas=vip["replicas"],
+        node_selector=vip["nodeSelector"],
+        tolerations=vip["tolerations"],
+        **vip["resources"],
     )
-    found = rendered(chart, vip)
+    expected = manifest.objects(settings(vip), workload)
+    found = rendered(chart, {name: value for name, value in vip.items() if value or name != "resources"})
     assert len(found) == len(expected)
     for each in expected:
         assert without_helms_own(found[each["kind"], each["metadata"]["name"]]) == each
@@ -164,6 +175,88 @@ def test_the_image_can_be_chosen(chart: Chart) -> None:
     assert found["imagePullSecrets"] == [{"name": "key"}]
 
 
+def test_an_image_can_be_chosen_by_its_digest(chart: Chart) -> None:
+    digest = f"sha256:{'0' * 64}"
+    (container,) = pod(rendered(chart, PLAIN, image={"digest": digest, "tag": "x"})["Deployment", "edge-db"])[
+        "containers"
+    ]
+    assert container["image"] == f"kevip@{digest}"
+
+
+def test_lists_may_be_lists(chart: Chart) -> None:
+    options = {"ports": [443, "53/udp"], "allowFrom": ["10.0.0.0/8", "192.0.2.1"]}
+    (container,) = pod(rendered(chart, {**PLAIN, "options": options})["Deployment", "edge-db"])["containers"]
+    given = {each["name"]: each.get("value") for each in container["env"]}
+    assert (given["PORTS"], given["ALLOW_FROM"]) == ("443,53/udp", "10.0.0.0/8,192.0.2.1")
+
+
+def test_names_can_be_chosen(chart: Chart) -> None:
+    found = rendered(chart, PLAIN, nameOverride="egress", fullnameOverride="vips", dashboard={"enabled": True})
+    assert {name for _, name in found} == {"vips-db", "vips-dashboard"}
+    deployment = found["Deployment", "vips-db"]
+    labels = {"app.kubernetes.io/name": "egress", "app.kubernetes.io/instance": "vips-db"}
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+    assert labels.items() <= deployment["metadata"]["labels"].items()
+
+
+FOR_ALL: Any = {
+    "replicas": 5,
+    "podAnnotations": {"a": "1"},
+    "podLabels": {"team": "edge", "app.kubernetes.io/name": "other"},
+    "priorityClassName": "high",
+    "resources": {"requests": {"cpu": "1"}},
+    "nodeSelector": {"disktype": "ssd"},
+    "tolerations": [{"operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "extraEnv": [{"name": "TZ", "value": "UTC"}],
+}
+
+
+def test_what_is_set_for_all_vips_reaches_their_pods(chart: Chart) -> None:
+    deployment = rendered(chart, PLAIN, **FOR_ALL)["Deployment", "edge-db"]
+    assert deployment["spec"]["replicas"] == 5
+    about, spec = deployment["spec"]["template"]["metadata"], pod(deployment)
+    assert about["labels"] == deployment["spec"]["selector"]["matchLabels"] | {"team": "edge"}
+    assert about["annotations"].keys() == {"a", "checksum/password"}
+    for name in ("priorityClassName", "nodeSelector", "tolerations"):
+        assert spec[name] == FOR_ALL[name]
+    assert spec["affinity"].keys() == {"nodeAffinity", "podAntiAffinity"}
+    (container,) = spec["containers"]
+    assert container["resources"] == {"requests": {"cpu": "1", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
+    assert container["env"][-1] == {"name": "TZ", "value": "UTC"}
+
+
+def test_what_a_vip_sets_of_its_own_stands_instead(chart: Chart) -> None:
+    own = {"nodeSelector": {"rack": "1"}, "tolerations": [], "extraEnv": [], "resources": {}, "priorityClassName": ""}
+    found = rendered(chart, {**PLAIN, **own}, {**PLAIN, "name": "other"}, **FOR_ALL)
+    spec = pod(found["Deployment", "edge-db"])
+    assert spec["nodeSelector"] == {"rack": "1"}
+    assert not {"tolerations", "priorityClassName"} & spec.keys()
+    assert "resources" not in spec["containers"][0]
+    assert pod(found["Deployment", "edge-other"])["nodeSelector"] == {"disktype": "ssd"}
+
+
+def test_prometheus_operator_scrapes_vips_that_serve_metrics(chart: Chart) -> None:
+    found = rendered(chart, PLAIN, RICH, podMonitor={"enabled": True, "interval": "30s", "labels": {"release": "prom"}})
+    (monitor,) = [each for (kind, _), each in found.items() if kind == "PodMonitor"]
+    deployment = found["Deployment", monitor["metadata"]["name"]]
+    assert monitor["metadata"]["name"] == "edge-2026-01-01"
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    assert monitor["spec"]["selector"] == deployment["spec"]["selector"]
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "interval": "30s"}]
+    assert [each["name"] for each in pod(deployment)["containers"][0]["ports"]] == ["metrics"]
+
+
+def test_alerts_and_dashboard_are_those_of_the_repository(chart: Chart) -> None:
+    found = rendered(chart, PLAIN, prometheusRule={"enabled": True}, dashboard={"enabled": True})
+    alerts = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())
+    assert found["PrometheusRule", "edge-alerts"]["spec"] == alerts
+    shown = found["ConfigMap", "edge-dashboard"]
+    assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert shown["data"] == {"kevip.json": (ROOT / "deploy/grafana/kevip.json").read_text()}
+    kubernetes_validate.validate(shown, KUBERNETES[-1], strict=True)
+
+
 @pytest.mark.parametrize(("values", "problem"), [
     ({}, "at '/vips': minItems: got 0"),
     ({"vips": [PLAIN | {"vip": "192.0.2.300"}]}, "at '/vips/0/vip': '192.0.2.300' does not match"),
@@ -177,7 +270,11 @@ def test_the_image_can_be_chosen(chart: Chart) -> None:
     ({"vips": [PLAIN | {"mode": "hold"}]}, "at '/vips/0/target': false schema"),
     ({"vips": [PLAIN | {"mode": "both"}]}, "at '/vips/0/mode': value must be one of"),
     ({"vips": [{k: v for k, v in PLAIN.items() if k != "target"}]}, "at '/vips/0': missing property 'target'"),
-    ({"vips": [PLAIN], "replicas": 2}, "additional properties 'replicas' not allowed"),
+    ({"vips": [PLAIN], "replica": 2}, "additional properties 'replica' not allowed"),
+    ({"vips": [PLAIN], "podLabels": {"a": 1}}, "at '/podLabels/a': got number, want string"),
+    ({"vips": [PLAIN], "image": {"digest": "sha256:12"}}, "at '/image/digest': 'sha256:12' does not match"),
+    ({"vips": [PLAIN], "extraEnv": [{"value": "x"}]}, "at '/extraEnv/0': missing property 'name'"),
+    ({"vips": [PLAIN | {"options": {"ports": []}}]}, "at '/vips/0/options/ports"),
 ])  # fmt: skip
 def test_bad_values_are_refused_by_name(chart: Chart, values: Any, problem: str) -> None:
     with pytest.raises(HelmValuesError) as caught:
@@ -185,13 +282,14 @@ def test_bad_values_are_refused_by_name(chart: Chart, values: Any, problem: str)
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize(("vips", "problem"), [
-    ([PLAIN, PLAIN], "vips: two are named db"),
-    ([PLAIN | {"name": "x" * 60}], f"vips: edge-{'x' * 60} is longer than the 63 characters that Kubernetes takes"),
+@pytest.mark.parametrize(("values", "problem"), [
+    ({"vips": [PLAIN, PLAIN]}, "vips: two are named db"),
+    ({"vips": [PLAIN | {"name": "x" * 60}]}, f"edge-{'x' * 60} is longer than the 63 characters that Kubernetes takes"),
+    ({"vips": [PLAIN], "podMonitor": {"enabled": True}}, "podMonitor: no VIP has options.metrics"),
 ])  # fmt: skip
-def test_names_that_cannot_be_are_refused(chart: Chart, vips: Any, problem: str) -> None:
+def test_what_cannot_be_is_refused_with_the_reason(chart: Chart, values: Any, problem: str) -> None:
     with pytest.raises(HelmRenderError, match=problem):
-        chart.render({"vips": vips}, name="edge")
+        chart.render(values, name="edge")
 
 
 def test_the_schema_knows_the_settings_of_the_command_line(chart: Chart) -> None:

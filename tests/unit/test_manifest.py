@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kevip import cli, manifest
 from kevip.errors import SettingsError
+from kevip.status.record import VERSION
 
 EXAMPLES = Path(__file__).parents[2] / "deploy/kubernetes"
 GOOD = ("--vip=192.0.2.100", "--target=203.0.113.10", "--password=secret")
@@ -22,6 +23,8 @@ ALL = (
     *("--preempt", "--broadcast", "--iptables=nft", "--log-format=json", "--log-level=debug"),
     *("--allow-from=10.0.0.0/8, 192.0.2.1", "--port=443,53/udp,8000-8010", "--check=tcp:443", "--check-fall=1"),
     *("--name=db", "--namespace=network", "--image=registry.example:5000/kevip@sha256:00", "--replicas=2"),
+    *("--node-selector=disktype=ssd, example.com/edge=", "--requests=cpu=1.5", "--limits=memory=1Gi, cpu=2"),
+    *("--tolerations=node-role.kubernetes.io/control-plane:NoSchedule, dedicated=edge, lost", "--metrics=:9112"),
 )
 KUBERNETES = ("1.27", kubernetes_validate.latest_version())
 """The oldest one that has all fields, and a recent one."""
@@ -118,6 +121,7 @@ def test_all_settings_reach_the_pod_by_their_variables(printed: Any) -> None:
         "IPTABLES": "nft",
         "LOG_FORMAT": "json",
         "LOG_LEVEL": "debug",
+        "METRICS": ":9112",
         "PREEMPT": "true",
         "VIP_ID": "7",
     }
@@ -129,10 +133,41 @@ def test_all_settings_reach_the_pod_by_their_variables(printed: Any) -> None:
 
 def test_the_settings_of_the_pod_mean_what_was_given(printed: Any) -> None:
     """What is printed, given back to the command by variables, prints the same."""
-    own = [each for each in ALL if each.startswith(("--name", "--image", "--replicas"))]
+    names = ("--name", "--image", "--replicas", "--node", "--tolerations", "--requests", "--limits")
+    own = [each for each in ALL if each.startswith(names)]
     text = printed(*GOOD, *ALL)
     env = variables(parsed(text)[1]) | {"PASSWORD": "secret"}
     assert printed(*own, **env) == text
+
+
+def test_a_pod_runs_where_it_shall_and_takes_what_it_may(printed: Any) -> None:
+    pod = parsed(printed(*GOOD, *ALL))[1]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"disktype": "ssd", "example.com/edge": ""}
+    assert pod["tolerations"] == [
+        {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "dedicated", "operator": "Equal", "value": "edge"},
+        {"key": "lost", "operator": "Exists"},
+    ]
+    (container,) = pod["containers"]
+    assert container["resources"] == {"requests": {"cpu": "1.5"}, "limits": {"memory": "1Gi", "cpu": "2"}}
+    assert container["ports"] == [{"name": "metrics", "containerPort": 9112, "protocol": "TCP"}]
+
+
+def test_a_pod_without_any_of_that_says_nothing_of_it(printed: Any) -> None:
+    pod = parsed(printed(*GOOD))[1]["spec"]["template"]["spec"]
+    assert not {"nodeSelector", "tolerations"} & pod.keys()
+    assert "ports" not in pod["containers"][0]
+
+
+def test_each_object_has_the_labels_that_kubernetes_recommends(printed: Any) -> None:
+    for each in parsed(printed(*GOOD)):
+        assert each["metadata"]["labels"] == {
+            "app.kubernetes.io/name": "kevip",
+            "app.kubernetes.io/instance": "kevip",
+            "app.kubernetes.io/component": "virtual-ip",
+            "app.kubernetes.io/version": VERSION,
+            "app.kubernetes.io/managed-by": "kevip",
+        }
 
 
 def test_a_vip_that_is_only_held_has_no_target(printed: Any) -> None:
@@ -193,12 +228,18 @@ def test_selectors_fit_the_pods_and_no_other_instance(printed: Any) -> None:
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    assert problems("--vip=192.0.2.0", "--name=A_", "--namespace=x.y", "--image=a b", "--replicas=0", RUN_DIR="/x") == [
+    where = ("--node-selector=ssd", "--tolerations=x,:NoSchedule", "--requests=cpu=20 m", "--limits=disk=1Gi")
+    names = ("--name=A_", "--namespace=x.y", "--image=a b", "--replicas=0")
+    assert problems("--vip=192.0.2.0", *names, *where, RUN_DIR="/x") == [
         "--run-dir (RUN_DIR) means nothing to a pod, whose /run is its own: leave it out",
         "--name: 'A_' is not a name of up to 63 lower-case letters, digits and inner hyphens",
         "--namespace: 'x.y' is not a name of up to 63 lower-case letters, digits and inner hyphens",
         "--image: 'a b' is not the name of an image, such as registry.example/kevip:1.0",
         "--replicas: '0' is not a whole number from 1 to 9999",
+        "--tolerations: ':NoSchedule' is not a taint, such as node-role.kubernetes.io/control-plane:NoSchedule",
+        "--node-selector: 'ssd' is not a node's label, such as disktype=ssd",
+        "--requests: 'cpu=20 m' is not an amount of cpu or memory, such as cpu=20m or memory=64Mi",
+        "--limits: 'disk=1Gi' is not an amount of cpu or memory, such as cpu=20m or memory=64Mi",
         "--target (TARGET) is missing: set it to an IPv4 address",
         "--password (PASSWORD) is missing: set it, or --password-file (PASSWORD_FILE), to what all replicas share",
         "--vip-id (VIP_ID) is missing: VIP 192.0.2.0 ends in .0, which is no valid id; set one from 1 to 255",
