@@ -201,9 +201,8 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
             log.warning("leftovers.removed", what=removed)
     except KevipError as error:
         log.warning("leftovers.stay", error=str(error))
-    if not host.forwards:
-        kernel.enable_forwarding(name)
-        log.info("forwarding.enabled", sysctl="net.ipv4.ip_forward", interface=name)
+    if config.target and (done := kernel.enable_forwarding(*route.incoming(name, config.target))):
+        log.info("forwarding.enabled", sysctl=" ".join(done), interface=name)
     if config.target and not conntrack.picks_up_connections():
         hint = "a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
         log.warning("conntrack.strict", hint=hint)

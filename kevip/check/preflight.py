@@ -13,7 +13,7 @@ from kevip.dataplane.rules import Channel
 from kevip.dataplane.select import Dataplane, save_all, select
 from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
-from kevip.host import command, interface, kernel, kubernetes
+from kevip.host import command, interface, kernel, kubernetes, route
 from kevip.presence.channel import Way
 from kevip.sync import conntrackd, wire
 
@@ -32,7 +32,6 @@ class Host:
     placement: interface.Placement
     backend: Backend
     backend_reason: str
-    forwards: bool
     rewrites: bool  # whether somebody else translates TARGET
     copying: conntrackd.Setup | None = None
 
@@ -81,7 +80,6 @@ def preflight(config: Config) -> Host:
         placement=found.placement,
         backend=backend,
         backend_reason=reason,
-        forwards=found.forwards,
         copying=found.copying,
         rewrites=bool(found.service and found.service.translates),
     )
@@ -115,13 +113,9 @@ def examine(config: Config) -> Fitness:
 
 
 def _examine_proxying(fitness: Fitness, target: IPv4Address, dataplane: Dataplane) -> None:
-    """See whether packets are forwarded, and where the rules have to be if TARGET is a cluster-IP."""
+    """See whether packets are forwarded already, and where the rules have to be if TARGET is a cluster-IP."""
     if fitness.placement:
-        name = fitness.placement.interface
-        fitness.forwards = kernel.forwards(name)
-        if not fitness.forwards and not kernel.may_forward(name):
-            problem = "IP forwarding is off and /proc/sys is read-only here"
-            fitness.note("forwarding", f"{problem}: sysctl -w net.ipv4.ip_forward=1 on the host")
+        fitness.forwards = kernel.forwards(*route.incoming(fitness.placement.interface, target))
     if not fitness.interfaces or not fitness.backend:
         return
     fitness.service = kubernetes.mode_of(target, fitness.interfaces, fitness.saved.values())

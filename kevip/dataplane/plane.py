@@ -21,7 +21,7 @@ from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.ruleset import Ruleset, Whole, remove
 from kevip.dataplane.survey import Drift, Kind, Plan
 from kevip.errors import KevipError
-from kevip.host import kernel
+from kevip.host import kernel, route
 from kevip.host.beside import Beside, Job
 from kevip.host.command import CommandError, Scope
 from kevip.log import Warn
@@ -225,9 +225,9 @@ class Plane:
         """See that the host can serve, and mend what it lacks for that."""
         if not self._rules.may_have_any:
             return
-        if self._rules.translates and not kernel.forwards(self.interface):
+        if self._rules.target and not kernel.forwards(*(ways := route.incoming(self.interface, self._rules.target))):
             with changes():
-                kernel.enable_forwarding(self.interface)
+                kernel.enable_forwarding(*ways)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
         look.rules = self._rules.wants_look(due=look.rules, anew=look.anew)
         if look.rules and self._is_new and self._rules.translates:

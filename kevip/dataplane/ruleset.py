@@ -28,7 +28,7 @@ class Ruleset:
         self._backends = select.installed() | {backend.name: backend}
         self._others = Survey(proxy, self._backends.values(), follows=follows)
         self.backend, self._restore = backend, backend.standby()
-        self.parts, self.translates = proxy.parts, bool(proxy.target)
+        self.parts, self.target, self.translates = proxy.parts, proxy.target, bool(proxy.target)
         self.may_have_any = bool(proxy.parts or proxy.opens)
         self._seen: tuple[int, bool] | None = None  # what others have here, as far as it is told, when all was well
         self.plan: Plan = {}

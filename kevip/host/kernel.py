@@ -2,10 +2,13 @@
 
 import ctypes
 import os
+import socket
+import struct
 from collections.abc import Collection
 from pathlib import Path
 
 from kevip.errors import HostError
+from kevip.host import netlink
 from kevip.host.confine import confine
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}  # those that kevip needs, by their bit (linux/capability.h)
@@ -14,6 +17,10 @@ OPTIONAL = {"SYS_NICE": 23}  # those that it makes use of, likewise
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38  # linux/prctl.h
 _SYSCTL = Path("/proc/sys/net/ipv4")
+_FORWARD = _SYSCTL / "ip_forward"
+_CONF = {"forwarding": 1}  # sysctls of an interface, by their number (linux/ip.h)
+_SET_LINK, _LINK = 19, struct.Struct("=BxHiII")  # linux/rtnetlink.h: family, type, index, flags, change
+_LINK_FAMILIES, _INET_CONF = 26, 1  # linux/if_link.h: IFLA_AF_SPEC, IFLA_INET_CONF
 _ARG_START, _ARG_END = 48, 49  # fields of /proc/self/stat (proc(5))
 
 
@@ -69,28 +76,46 @@ def drop_privileges(optional: Collection[str] = ()) -> None:
         raise HostError(f"cannot give up privileges: {os.strerror(ctypes.get_errno())}")
 
 
-def _forwarding(interface: str) -> list[Path]:
-    return [_SYSCTL / "ip_forward", _SYSCTL / "conf" / interface / "forwarding"]
+def _conf(interface: str, name: str) -> Path:
+    return _SYSCTL / "conf" / interface / name
 
 
-def forwards(interface: str) -> bool:
-    """Whether IPv4 packets that come in on the interface are forwarded; not if it is gone."""
-    return all(_is_on(path) for path in _forwarding(interface))
+def forwards(*interfaces: str) -> bool:
+    """Whether IPv4 packets that come in on each of these interfaces are forwarded; not if one is gone."""
+    return all(_is_on(_conf(each, "forwarding")) for each in interfaces)
 
 
-def may_forward(interface: str) -> bool:
-    """Whether this process can switch forwarding on (/proc/sys is read-only in most containers)."""
-    return all(os.access(path, os.W_OK) for path in _forwarding(interface))
-
-
-def enable_forwarding(interface: str) -> None:
-    """Switch IPv4 forwarding on; raises HostError."""
+def enable_forwarding(*interfaces: str) -> list[str]:
+    """Switch IPv4 forwarding on, for the whole host if that can be, and return the sysctls set; raises HostError."""
+    done = []
     try:
-        for path in _forwarding(interface):
-            if not _is_on(path):
-                path.write_text("1")
+        if not forwards(*interfaces) and not _is_on(_FORWARD) and os.access(_FORWARD, os.W_OK):
+            _FORWARD.write_text("1")
+            done.append("net.ipv4.ip_forward")
+        for each in interfaces:
+            if not forwards(each):
+                _set(each, "forwarding", 1)
+                done.append(f"net.ipv4.conf.{each}.forwarding")
     except OSError as error:
         raise HostError(f"IP forwarding is off: {error}: sysctl -w net.ipv4.ip_forward=1 on the host") from None
+    return done
+
+
+def _set(interface: str, name: str, value: int) -> None:
+    """Set a sysctl of an interface; raises OSError.
+
+    In most containers /proc/sys is read-only. But who has NET_ADMIN may do the same by netlink, as to a property of the
+    link (net/ipv4/devinet.c).
+    """
+    path = _conf(interface, name)
+    if os.access(path, os.W_OK):
+        path.write_text(str(value))
+        return
+    change = netlink.attribute(netlink.NESTED | _INET_CONF, netlink.attribute(_CONF[name], struct.pack("=I", value)))
+    families = netlink.attribute(netlink.NESTED | _LINK_FAMILIES, netlink.attribute(socket.AF_INET, change))
+    link = _LINK.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(interface), 0, 0)
+    for _ in netlink.ask(socket.NETLINK_ROUTE, _SET_LINK, netlink.REQUEST | netlink.ACKNOWLEDGE, link + families):
+        pass
 
 
 def ipvs_tracks() -> bool:
@@ -117,7 +142,7 @@ def answers_arp_for_all(interface: str) -> bool:
 
 def _larger(interface: str, name: str) -> int:
     """Return the interface's value or that for all interfaces: the larger one counts (ip-sysctl.rst)."""
-    return max(int((_SYSCTL / "conf" / each / name).read_text()) for each in ("all", interface))
+    return max(int(_conf(each, name).read_text()) for each in ("all", interface))
 
 
 def hide_argument(secret: str) -> None:

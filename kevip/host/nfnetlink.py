@@ -4,20 +4,17 @@ Numbers are those of linux/netlink.h, linux/netfilter/nfnetlink.h and linux/netf
 """
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
 
 from kevip.errors import HostError
+from kevip.host.netlink import DUMP, NESTED, REQUEST, ask, attribute, attributes, elements
 
 _NETLINK_NETFILTER, _SUBSYSTEM = 12, 10
 _GET_CHAIN, _GET_SET_ELEMENT, _GET_GENERATION = 4, 13, 16
-_ERROR, _DONE = 2, 3
-_REQUEST, _DUMP, _INTERRUPTED, _NESTED = 0x1, 0x300, 0x10, 0x8000
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -42,10 +39,6 @@ _OWNERS = {
     "calico": "Calico",
 }
 
-_MESSAGE = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-_LARGEST = 1 << 16  # bytes of an answer
-_PATIENCE = 5.0  # seconds to wait for one
 _TRIES = 10  # of a listing, which somebody who changes tables meanwhile interrupts
 _ABSENT = (errno.EINVAL, errno.EPROTONOSUPPORT, errno.ENOENT)  # of a kernel without nftables
 
@@ -97,8 +90,8 @@ def base_chains() -> list[Chain]:
 
 
 def _base_chains() -> Iterator[Chain]:
-    for family, chain in _ask(_GET_CHAIN, _REQUEST | _DUMP, 0, b""):
-        if family in _FAMILIES and (hook := _attributes(chain.get(_CHAIN_HOOK, b""))):
+    for family, chain in _ask(_GET_CHAIN, REQUEST | DUMP, 0, b""):
+        if family in _FAMILIES and (hook := attributes(chain.get(_CHAIN_HOOK, b""))):
             number = int.from_bytes(hook[_HOOK_NUMBER])
             yield Chain(
                 family=_FAMILIES[family],
@@ -114,21 +107,21 @@ def _base_chains() -> Iterator[Chain]:
 def generation() -> int | None:
     """Return a number that is another one after each change of rules; None if the kernel tells none."""
     try:
-        return next((int.from_bytes(told[_GENERATION]) for _, told in _ask(_GET_GENERATION, _REQUEST, 0, b"")), None)
+        return next((int.from_bytes(told[_GENERATION]) for _, told in _ask(_GET_GENERATION, REQUEST, 0, b"")), None)
     except OSError:
         return None
 
 
 def contains(table: str, name: str, address: IPv4Address) -> bool:
     """Whether a set of an ``ip`` table has an address; no if there is no such set, or no nftables."""
-    key = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, address.packed))
+    key = attribute(NESTED | _ELEMENT_KEY, attribute(_DATA_VALUE, address.packed))
     wanted = (
-        _attribute(_LIST_TABLE, table.encode() + b"\0")
-        + _attribute(_LIST_SET, name.encode() + b"\0")
-        + _attribute(_NESTED | _LIST_ELEMENTS, _attribute(_NESTED | _LIST_ELEMENT, key))
+        attribute(_LIST_TABLE, table.encode() + b"\0")
+        + attribute(_LIST_SET, name.encode() + b"\0")
+        + attribute(NESTED | _LIST_ELEMENTS, attribute(NESTED | _LIST_ELEMENT, key))
     )
     try:
-        return any(True for _ in _ask(_GET_SET_ELEMENT, _REQUEST, socket.AF_INET, wanted))
+        return any(True for _ in _ask(_GET_SET_ELEMENT, REQUEST, socket.AF_INET, wanted))
     except OSError:
         return False
 
@@ -138,13 +131,13 @@ def keys(table: str, name: str) -> list[bytes]:
 
     Raises HostError if they cannot be listed.
     """
-    wanted = _attribute(_LIST_TABLE, table.encode() + b"\0") + _attribute(_LIST_SET, name.encode() + b"\0")
+    wanted = attribute(_LIST_TABLE, table.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
     for _ in range(_TRIES):
         try:
             return [
-                _attributes(_attributes(element)[_ELEMENT_KEY])[_DATA_VALUE]
-                for _, told in _ask(_GET_SET_ELEMENT, _REQUEST | _DUMP, socket.AF_INET, wanted)
-                for _, element in _parts(_ATTRIBUTE, told.get(_LIST_ELEMENTS, b""))
+                attributes(attributes(element)[_ELEMENT_KEY])[_DATA_VALUE]
+                for _, told in _ask(_GET_SET_ELEMENT, REQUEST | DUMP, socket.AF_INET, wanted)
+                for _, element in elements(told.get(_LIST_ELEMENTS, b""))
             ]
         except InterruptedError:
             continue
@@ -155,46 +148,11 @@ def keys(table: str, name: str) -> list[bytes]:
     raise HostError(f"set {name} of table ip {table} cannot be listed: somebody changes it all the time")
 
 
-def _ask(kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
+def _ask(kind: int, flags: int, family: int, body: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Yield family and attributes of each answer of the kernel; raises OSError, InterruptedError if it is not whole."""
-    body = struct.pack("=BBH", family, 0, 0) + attributes
-    head = _MESSAGE.pack(_MESSAGE.size + len(body), _SUBSYSTEM << 8 | kind, flags, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
-        kernel.settimeout(_PATIENCE)
-        kernel.send(head + body)
-        more = True
-        while more:
-            for answer, flagged, _, _, content in _parts(_MESSAGE, kernel.recv(_LARGEST)):
-                if flagged & _INTERRUPTED:
-                    raise InterruptedError
-                if answer == _ERROR:
-                    error = -struct.unpack_from("=i", content)[0]
-                    raise OSError(error, os.strerror(error))
-                if answer == _DONE:
-                    return
-                yield content[0], _attributes(content[4:])
-            more = bool(flags & _DUMP)
-
-
-def _parts(head: struct.Struct, data: bytes) -> Iterator[Any]:
-    """Yield what is in the heads of messages, or of attributes, behind their length, which comes first, and content."""
-    while len(data) >= head.size:
-        length, *rest = head.unpack_from(data)
-        yield *rest, data[head.size : length]
-        data = data[_padded(length) :]
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    return {kind & ~_NESTED: content for kind, content in _parts(_ATTRIBUTE, data)}
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(_padded(length) - length)
-
-
-def _padded(length: int) -> int:
-    return (length + 3) & ~3
+    head = struct.pack("=BBH", family, 0, 0)
+    for content in ask(_NETLINK_NETFILTER, _SUBSYSTEM << 8 | kind, flags, head + body):
+        yield content[0], attributes(content[4:])
 
 
 def _text(value: bytes) -> str:

@@ -2,13 +2,16 @@
 
 import json
 import socket
+import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from kevip.errors import HostError
-from kevip.host import command
+from kevip.host import command, netlink
 
 _ANY_PORT = 9
+_GET_ROUTE, _ROUTE = 26, struct.Struct("=8BI")  # linux/rtnetlink.h: family, 32 bits of destination, and what is asked
+_DESTINATION, _OUT, _LOCAL = 1, 4, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,25 @@ def problem(target: IPv4Address) -> str:
         except OSError as error:
             return f"no route to {target}: {error.strerror}: ip route get {target}"
     return ""
+
+
+def outgoing(target: IPv4Address) -> str:
+    """Return the interface by which packets for an address leave this host, "" if none do; starts no process."""
+    wanted = _ROUTE.pack(socket.AF_INET, target.max_prefixlen, *[0] * 7) + netlink.attribute(
+        _DESTINATION, target.packed
+    )
+    try:
+        for told in netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, netlink.REQUEST, wanted):
+            kind, found = _ROUTE.unpack_from(told)[7], netlink.attributes(told[_ROUTE.size :])
+            return "" if kind == _LOCAL else socket.if_indextoname(struct.unpack("=i", found[_OUT])[0])
+    except OSError:
+        pass
+    return ""
+
+
+def incoming(interface: str, target: IPv4Address) -> tuple[str, ...]:
+    """Return the interfaces on which packets come in that are to be forwarded: the VIP's, and that of the answers."""
+    return tuple(dict.fromkeys(each for each in (interface, outgoing(target)) if each))
 
 
 def default_interfaces() -> set[str]:

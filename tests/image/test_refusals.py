@@ -51,13 +51,6 @@ def test_says_which_capability_is_missing(refused: Refused, has: list[str]) -> N
     assert refused(capabilities=has) == (3, expected)
 
 
-def test_says_that_the_host_does_not_forward(refused: Refused, node: Namespace) -> None:
-    node.sysctl("net.ipv4.ip_forward", "0")
-    message = "IP forwarding is off and /proc/sys is read-only here: sysctl -w net.ipv4.ip_forward=1 on the host"
-    assert refused() == (3, f"kevip: {message}\n")
-    node.sysctl("net.ipv4.ip_forward", "1")
-
-
 @pytest.mark.parametrize("where", ["none", "private"])
 @pytest.mark.parametrize("arguments", [[], ["--preempt"]])
 def test_says_that_the_network_is_not_the_hosts(node: Namespace, where: str, arguments: list[str]) -> None:

@@ -25,6 +25,15 @@ def test_the_master_serves_and_the_target_sees_the_vip(network: Network, start: 
     assert tcp_source(network.client, TARGET) != VIP
 
 
+def test_switches_forwarding_on_although_sysctls_are_read_only_in_it(
+    network: Network, node: Namespace, start: Start
+) -> None:
+    node.sysctl("net.ipv4.ip_forward", "0")
+    assert start(node).master().events("forwarding.enabled")
+    assert tcp_source(network.client, VIP) == VIP
+    assert node.sysctl("net.ipv4.ip_forward") == "0"
+
+
 def test_a_stop_hands_over_without_a_failed_connect(network: Network, start: Start) -> None:
     before = {node: _host(node) for node in network.nodes}
     containers = {node: start(node).ready() for node in network.nodes}

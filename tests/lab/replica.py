@@ -23,6 +23,12 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 PASSWORD = "correct horse"  # noqa: S105 - for the lab alone
 
 
+READ_ONLY_SYSCTL = (
+    "unshare", "--mount", "sh", "-c",
+    'mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; exec "$@"', "sh",
+)  # fmt: skip
+"""Wraps what is to have no writable /proc/sys, as in most containers."""
+
 on_each_engine = pytest.mark.parametrize("start", ["ucarp", "keepalived"], indirect=True)
 """Marks tests of what the VIP does, whatever elects."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from lab.network import DATAPLANES, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
-from lab.replica import PASSWORD, Replica, flags, invoke, on_each_engine, wrapped
-from lab.traffic import answers, tcp_source
+from lab.replica import PASSWORD, READ_ONLY_SYSCTL, Replica, flags, invoke, on_each_engine, wrapped
+from lab.traffic import answers, server, tcp_source
 
 Start = Callable[..., Replica]
 
@@ -315,6 +315,32 @@ def test_forwarding_is_switched_on_and_said(network: Network, start: Start) -> N
     replica = start(network.nodes[0])
     assert replica.logged("forwarding.enabled")["sysctl"] == "net.ipv4.ip_forward"
     assert network.nodes[0].sysctl("net.ipv4.ip_forward") == "1"
+
+
+def test_forwarding_is_switched_on_where_sysctls_are_read_only(network: Network, start: Start) -> None:
+    """And again when it was switched off: on the VIP's interface and on TARGET's, and nowhere else."""
+    node, (eth0, behind, other, whole) = network.nodes[0], FORWARDING
+    network.plug(node, "192.0.2.1/24", port="other", device="other")
+    pod = network.pod(node, "10.244.1")
+    with server(pod, "10.244.1.2"):
+        replica = start(node, target="10.244.1.2", wrapper=READ_ONLY_SYSCTL).master()
+        assert replica.logged("forwarding.enabled")["sysctl"] == f"{eth0} {behind}"
+        assert tcp_source(network.client, VIP) == VIP
+        node.sysctl(behind, "0")
+        assert replica.logged("drift.repaired")["what"] == ["forwarding off"]
+        assert [node.sysctl(name) for name in (eth0, behind, other, whole)] == ["1", "1", "0", "0"]
+        assert tcp_source(network.client, VIP) == VIP
+        assert replica.stop()[0] == 0
+
+
+FORWARDING = (*(f"net.ipv4.conf.{each}.forwarding" for each in ("eth0", "pod", "other")), "net.ipv4.ip_forward")
+
+
+def test_forwarding_that_is_on_is_left_as_it_is(network: Network, start: Start) -> None:
+    network.nodes[0].sysctl("net.ipv4.ip_forward", "1")
+    replica = start(network.nodes[0], wrapper=READ_ONLY_SYSCTL).ready()
+    assert replica.stop()[0] == 0
+    assert not replica.events("forwarding.enabled")
 
 
 def test_the_password_is_seen_nowhere(network: Network, start: Start) -> None:

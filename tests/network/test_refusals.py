@@ -123,16 +123,6 @@ def test_says_which_capability_is_missing(refused: Refused, names: list[str]) ->
     )
 
 
-READ_ONLY_SYSCTL = "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys"
-
-
-def test_refuses_when_forwarding_is_off_and_cannot_be_switched_on(refused: Refused) -> None:
-    assert refused(after=READ_ONLY_SYSCTL) == (
-        3,
-        "kevip: IP forwarding is off and /proc/sys is read-only here: sysctl -w net.ipv4.ip_forward=1 on the host\n",
-    )
-
-
 def test_tells_all_that_is_wrong_with_the_host_at_once(refused: Refused) -> None:
     hide = 'mount --bind /dev/null "$(command -v ucarp)"'
     drop = ("setpriv", "--bounding-set=-net_raw")
@@ -194,16 +184,3 @@ def test_tells_all_that_is_wrong_with_the_settings_at_once(refused: Refused) -> 
             )
         ),
     )
-
-
-def test_forwarding_that_is_on_needs_no_writable_sysctl(host: Namespace, tmp_path: Path) -> None:
-    host.sysctl("net.ipv4.ip_forward", "1")
-    log = tmp_path / "log"
-    kevip = [sys.executable, "-m", "kevip", *ARGUMENTS, f"--run-dir={tmp_path / 'run'}"]
-    argv = host.command("unshare", "--mount", "sh", "-c", f'{READ_ONLY_SYSCTL}; exec "$@"', "sh", *kevip)
-    with log.open("w") as stderr, subprocess.Popen(argv, stderr=stderr) as daemon:
-        while "election.backup" not in log.read_text():
-            assert daemon.poll() is None, log.read_text()
-        daemon.terminate()
-    assert daemon.returncode == 0
-    assert "forwarding.enabled" not in log.read_text()

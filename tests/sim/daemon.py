@@ -22,7 +22,7 @@ from kevip.errors import KevipError
 from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
 from kevip.health.watch import Watch
-from kevip.host import arp, beside, command, interface, kernel, kubernetes, nfnetlink, systemd
+from kevip.host import arp, beside, command, interface, kernel, kubernetes, nfnetlink, route, systemd
 from kevip.presence.group import Member
 from kevip.presence.presence import Now
 from kevip.status import reporter
@@ -268,9 +268,10 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
             "first_address": lambda _: here().address if here().link != "gone" else None,
         },
         kernel: {
-            "forwards": lambda _: here().forwarding,
-            "enable_forwarding": lambda _: setattr(here(), "forwarding", True),
+            "forwards": lambda *_: here().forwarding,
+            "enable_forwarding": lambda *_: setattr(here(), "forwarding", True),
         },
+        route: {"outgoing": lambda _: ""},
         reporter: {"logger": lambda **_: _Log(here())},
         standing: {"Ucarp": on(Ucarp)},
         keepalived: {"Keepalived": on(Keepalived)},
