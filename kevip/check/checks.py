@@ -184,6 +184,9 @@ def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[F
     """Yield what it takes to proxy the VIP to TARGET."""
     if fitness.backend:
         yield from _told(fitness, "service", traffic.service(address, fitness.service).found)
+    if fitness.service and fitness.service.translates and (place := fitness.placement):
+        on = kernel.redirecting(place.interface)
+        yield from () if kernel.may_redirect(on) else (traffic.redirects(place.interface),)
     if "capabilities" not in fitness.problems:
         yield _answer(config.check, address)
     if fitness.backend:

@@ -30,6 +30,15 @@ def service(target: IPv4Address, mode: Mode | None) -> Finding:
     return ok("service", f"TARGET {target} is a cluster-IP, handled by {mode} with conntrack")
 
 
+def redirects(interface: str) -> Finding:
+    """Say that ICMP redirects cannot be switched off."""
+    found = (
+        f"ICMP redirects are on, for all interfaces, and /proc/sys is read-only here: of clients on {interface}, busy "
+    )
+    found += "ones may not hear that a UDP port is refused"
+    return warning("redirects", found, "sysctl -w net.ipv4.conf.all.send_redirects=0 on the host")
+
+
 def served(vip: IPv4Address, ports: Sequence[str]) -> Finding:
     """Say whether kube-proxy serves a VIP that is only held."""
     if ports:

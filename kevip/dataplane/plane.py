@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Protocol
 
 from kevip.core.messages import Level
-from kevip.dataplane import conntrack, lease, select
+from kevip.dataplane import conntrack, lease, redirects, select
 from kevip.dataplane.backend import Backend, Changes
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.ruleset import Ruleset, Whole, remove
@@ -161,6 +161,7 @@ class Plane:
         left = 0
         try:
             drop_all(self._vip, job.changes)
+            _restore(self._vip, job.changes)
             if self._rules.may_have_any and level is Level.NONE:
                 self._rules.removes(job.changes)
             if self._rules.translates:
@@ -230,6 +231,10 @@ class Plane:
                 kernel.enable_forwarding(*ways)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
         look.rules = self._rules.wants_look(due=look.rules, anew=look.anew)
+        if look.level is Level.HELD and self._rules.rewrites:
+            redirects.switch_off(self._vip, self.interface, changes)
+        else:
+            _restore(self._vip, changes)
         if look.rules and self._is_new and self._rules.translates:
             conntrack.forget_untranslated(self._vip)
         if look.rules:
@@ -263,7 +268,7 @@ class Plane:
         return [str(each) for each in self._clear(nullcontext)]
 
     def _clear(self, changes: Changes) -> list[Drift]:
-        found = _strays(drop_all(self._vip, changes))
+        found = _strays(drop_all(self._vip, changes)) + _restore(self._vip, changes)
         return found + _forgotten(self._vip, self._rules.removes(changes), partial(self._forget, Level.NONE))
 
     def end(self, patience: float = _PATIENCE) -> None:
@@ -285,7 +290,7 @@ def clear(vip: IPv4Address, needed: Backend) -> list[Drift]:
 
     Raises KevipError, also if a back end that is needed does not work.
     """
-    found = _strays(drop_all(vip))
+    found = _strays(drop_all(vip)) + _restore(vip)
     forget = partial(conntrack.forget, vip)
     return found + _forgotten(vip, remove(vip, select.installed().values(), [needed]), forget)
 
@@ -301,6 +306,11 @@ def drop_all(vip: IPv4Address, changes: Changes = nullcontext) -> list[str]:
 
 def _strays(names: list[str]) -> list[Drift]:
     return [Drift(Kind.ADDRESS, f"address on {name}") for name in names]
+
+
+def _restore(vip: IPv4Address, changes: Changes = nullcontext) -> list[Drift]:
+    """Have ICMP redirects sent again, and say if they were off."""
+    return [Drift(Kind.RULES, "ban on ICMP redirects")] if redirects.restore(vip, changes) else []
 
 
 def _forgotten(vip: IPv4Address, cleared: list[str], forget: Callable[..., int]) -> list[Drift]:

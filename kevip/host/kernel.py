@@ -18,7 +18,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38  # linux/prctl.h
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _FORWARD = _SYSCTL / "ip_forward"
-_CONF = {"forwarding": 1}  # sysctls of an interface, by their number (linux/ip.h)
+_CONF = {"forwarding": 1, "send_redirects": 6}  # sysctls of an interface, by their number (linux/ip.h)
 _SET_LINK, _LINK = 19, struct.Struct("=BxHiII")  # linux/rtnetlink.h: family, type, index, flags, change
 _LINK_FAMILIES, _INET_CONF = 26, 1  # linux/if_link.h: IFLA_AF_SPEC, IFLA_INET_CONF
 _ARG_START, _ARG_END = 48, 49  # fields of /proc/self/stat (proc(5))
@@ -99,6 +99,21 @@ def enable_forwarding(*interfaces: str) -> list[str]:
     except OSError as error:
         raise HostError(f"IP forwarding is off: {error}: sysctl -w net.ipv4.ip_forward=1 on the host") from None
     return done
+
+
+def redirecting(interface: str) -> list[str]:
+    """Return what has ICMP redirects sent on the interface: itself, "all", or both (ip-sysctl.rst)."""
+    return [each for each in (interface, "all") if _is_on(_conf(each, "send_redirects"))]
+
+
+def may_redirect(names: Collection[str]) -> bool:
+    """Whether this process can set all of these: for "all", /proc/sys must not be read-only."""
+    return "all" not in names or os.access(_conf("all", "send_redirects"), os.W_OK)
+
+
+def redirect(name: str, *, on: bool) -> None:
+    """Have ICMP redirects sent, or not, by an interface, or "all"; raises OSError."""
+    _set(name, "send_redirects", int(on))
 
 
 def _set(interface: str, name: str, value: int) -> None:

@@ -17,6 +17,9 @@ POD_PORT = 8080
 
 MODES = ("nftables", "iptables")
 
+WAYS: tuple[dict[str, str], ...] = ({"port": f"{PORT},{PORT}/udp"}, {})
+"""With ports, pods see the VIP; without, the node."""
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -210,6 +213,20 @@ class Cluster:
                     node.run("ip", "route", "add", f"10.244.{other}.0/24", "via", f"{LAN}.{10 + other}")
             self.pods.append(network.pod(node, f"10.244.{number}"))
         self.addresses = tuple(f"10.244.{number}.2" for number in range(1, len(self.pods) + 1))
+
+    def clients(self) -> dict[str, Namespace]:
+        """Return those that ask for a VIP which the first node has, by where they are."""
+        network = self.network
+        return {
+            "on the L2": network.client,
+            "behind the router": network.far_client,
+            "the master": network.nodes[0],
+            "a node with a pod": network.nodes[1],
+            "a node without": network.nodes[2],
+            "the pod on the master": self.pods[0],
+            "a pod on another node": self.pods[1],
+            "another pod": self.pods[2],
+        }
 
     def service(self, *numbers: int, ip: str = CLUSTER_IP) -> Service:
         """Return a Service of the pods on nodes of these numbers, from 0 on."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from lab.cluster import Cluster, cluster
 from lab.network import Namespace, Network, require_own_namespace
 from lab.replica import Replica
 from lab.traffic import server
@@ -18,6 +19,13 @@ def _own_namespace() -> None:
 def network() -> Iterator[Network]:
     """Three nodes, two clients, a router and the target, on which the server runs that tells source addresses."""
     with Network() as made, server(made.target):
+        yield made
+
+
+@pytest.fixture
+def pods(network: Network) -> Iterator[Cluster]:
+    """Give a cluster without any Service."""
+    with cluster(network) as made:
         yield made
 
 

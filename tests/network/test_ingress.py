@@ -1,41 +1,17 @@
 """TARGET is a Service's cluster-IP, which kube-proxy translates: all are served, in each of its modes."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from lab.cluster import CLUSTER_IP, MODES, Cluster, Service, clear, cluster, sync
-from lab.network import LAN, VIP, Namespace, Network, eventually
+from lab.cluster import CLUSTER_IP, MODES, WAYS, Cluster, Service, clear, sync
+from lab.network import LAN, VIP, Namespace, eventually
 from lab.replica import Replica, invoke
 from lab.traffic import PORT, Conversations, Probe, answers, pings, tcp_source, together, udp_source
 
 Start = Callable[..., Replica]
 
 in_each_mode = pytest.mark.parametrize("mode", MODES)
-WAYS: tuple[dict[str, str], ...] = ({"port": f"{PORT},{PORT}/udp"}, {})
-"""With ports, pods see the VIP; without, the node."""
-
-
-@pytest.fixture
-def pods(network: Network) -> Iterator[Cluster]:
-    """Give a cluster without any Service."""
-    with cluster(network) as made:
-        yield made
-
-
-def clients(pods: Cluster) -> dict[str, Namespace]:
-    """Return those that ask for a VIP which the first node has, by where they are."""
-    network = pods.network
-    return {
-        "on the L2": network.client,
-        "behind the router": network.far_client,
-        "the master": network.nodes[0],
-        "a node with a pod": network.nodes[1],
-        "a node without": network.nodes[2],
-        "the pod on the master": pods.pods[0],
-        "a pod on another node": pods.pods[1],
-        "another pod": pods.pods[2],
-    }
 
 
 def sources(pods: Cluster, ask: Callable[[Namespace, str], str]) -> dict[str, str]:
@@ -47,7 +23,7 @@ def sources(pods: Cluster, ask: Callable[[Namespace, str], str]) -> dict[str, st
         except OSError as error:
             return type(error).__name__
 
-    found = clients(pods)
+    found = pods.clients()
     return dict(zip(found, together(*(lambda host=each: told(host) for each in found.values())), strict=True))
 
 
@@ -93,7 +69,7 @@ def test_what_nobody_translates_is_refused_at_once_and_does_not_leak(
         "ConnectionRefusedError"
     }
     assert answers(pods.network.client, VIP)
-    assert all(pings(host, VIP) for host in clients(pods).values())
+    assert all(pings(host, VIP) for host in pods.clients().values())
     assert "packets 0" in router.run("nft", "list", "table", "ip", "leak")
 
 

@@ -256,7 +256,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         plane: {**timed, "Beside": lambda _: Beside(here())},
         select: {"installed": dict},
         iptables: {"installed": dict},
-        nfnetlink: {"base_chains": list},
+        nfnetlink: {"base_chains": list, "keys": lambda *_: []},
         survey: {"_generation": lambda: None},
         kubernetes: dict.fromkeys(("mode_now", "in_ipvs", "in_nftables"), lambda *_: None),
         handoff: {
