@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from kevip import config as settings
-from kevip import control, log, manifest
+from kevip import control, forwards, log, manifest
 from kevip.check import report
 from kevip.check.checks import diagnose
 from kevip.config import Config, EngineName, Malformed, load
@@ -49,6 +49,24 @@ class _Parsed(click.ParamType[Any]):
 
 class _Switch(_Parsed, click.types.BoolParamType):
     """A switch that takes fewer spellings than click's, from its variable."""
+
+
+class _Forwards(_Parsed):
+    """Forwards, several in one value, and in several."""
+
+    def __init__(self) -> None:
+        super().__init__("forwards", forwards.parse_specs)
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Leave it whole: it may hold comments."""
+        return [rv]
+
+
+def _flattened(_context: click.Context, _param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """Return the forwards of all values, None without one, or what is wrong with them."""
+    if bad := [each.problem for each in values if isinstance(each, Malformed)]:
+        return Malformed("; ".join(bad))
+    return tuple(spec for each in values for spec in each) or None
 
 
 def _label(param: click.Parameter | None) -> str:
@@ -99,13 +117,14 @@ def _choice(flag: str, choices: tuple[str, ...], text: str, shown: str) -> Calla
     return _setting(flag, _Parsed(named, parse), text, shown, metavar=named, shell_complete=complete)
 
 
-_ADDRESS = _Parsed("address", settings.parse_ipv4)
+_ADDRESS = _Parsed("address", forwards.parse_ipv4)
 _TEXT = _Parsed("text", str)
 _PATH = _Parsed("path", _path)
 _NETWORKS = _Parsed("networks", settings.parse_list(settings.parse_network))
-_PORTS = _Parsed("ports", settings.parse_list(settings.parse_ports))
+_PORTS = _Parsed("ports", settings.parse_list(forwards.parse_ports))
 _CHECK = _Parsed("check", parse_check)
-_PEERS = _Parsed("addresses", settings.parse_list(settings.parse_ipv4))
+_PEERS = _Parsed("addresses", settings.parse_list(forwards.parse_ipv4))
+_SOURCE = _Parsed("address", settings.parse_source)
 _COMMAND = _Parsed("command", settings.parse_command)
 _DURATION = _Parsed("time", settings.parse_duration)
 _INTERVAL = _Parsed("seconds", settings.parse_interval)
@@ -121,6 +140,17 @@ _RUN_DIR = _setting("--run-dir", _PATH, "Directory for runtime files.", "/run/ke
 _SETTINGS = (
     _setting("--vip", _ADDRESS, "The virtual IP: an IPv4 address of this network that no host has.  [required]"),
     _setting("--target", _ADDRESS, "Where traffic to the VIP goes: an IPv4 address.", "required, but for --hold-only"),
+    _setting(
+        "--forward",
+        _Forwards(),
+        "More of the group: [VIP][:PORT[-PORT]][/udp]=TARGET[:PORT], also several times.",
+        "none",
+        variable="FORWARDS",
+        multiple=True,
+        callback=_flattened,
+    ),
+    _setting("--forwards-file", _PATH, "A file with forwards, instead: one a line, with comments from # on."),
+    _setting("--source", _SOURCE, "What targets see: the VIP that was connected to, or one for all.", "own"),
     _setting("--password", _TEXT, "What all replicas share; keeps others out of the election.  [required]"),
     _setting("--password-file", _PATH, "A file with the password, instead of --password."),
     _switch(
@@ -303,9 +333,9 @@ def print_manifest(**given: Any) -> None:
     config = load(given | {name: value for name, value in own.items() if isinstance(value, Malformed)})
     if problem := manifest.password_problem(config.password):
         raise SettingsError(problem)
-    del given["password_file"]
+    del given["password_file"], given["forwards_file"]
+    given |= {"password": config.password, "forwards": config.forwards or None}
     wanted = {name: value for name, value in given.items() if value is not None and value is not False}
-    wanted["password"] = config.password
     own = {name: dict(value) if name in _MAPPINGS else value for name, value in own.items() if value}
     workload = manifest.Workload(version=version("kevip"), **own)
     click.echo(manifest.to_yaml(manifest.objects(wanted, workload)), nl=False)
@@ -423,7 +453,7 @@ def _cleanup(**given: Any) -> None:
     state = StateFile(run_dir, vip)
     homes = Home(run_dir, vip), conntrackd.Home(run_dir, vip)
     with lock.take(vip):
-        removed = [str(each) for each in plane.clear(vip, select("auto")[0])]
+        removed = [str(each) for each in plane.clear(state.vips(), select("auto")[0])]
         try:
             removed += [str(home.path) for home in homes if home.remove()]
             removed += [str(state.path)] if state.remove() else []

@@ -1,10 +1,10 @@
-"""The settings of one VIP: parsed, checked all at once, and kept as a frozen value."""
+"""The settings of one group: parsed, checked all at once, and kept as a frozen value."""
 
 import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
@@ -12,12 +12,13 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Literal, TypeVar
 
-from kevip import log
-from kevip.dataplane.rules import Ports
+from kevip import forwards, log
+from kevip.dataplane.rules import Forward, Ports
 from kevip.dataplane.select import Dataplane
 from kevip.election.carp import UNFIT
 from kevip.election.vrrpd import MOST_DEAD, RANKS, default_interval
 from kevip.errors import SettingsError
+from kevip.forwards import Spec
 from kevip.health.ask import Check
 
 _Value = TypeVar("_Value")
@@ -39,7 +40,15 @@ _OF_ENGINE = {
 }
 _PLAIN_PATH = re.compile(r"[\w./+:@-]+", re.ASCII)
 RUN_DIR = Path("/run/kevip")
-_PROXYING = ("target", "global_masquerade", "allow_from", "ports", "sync")  # what means nothing if the VIP is only held
+_PROXYING = (
+    "target",
+    "forwards",
+    "source",
+    "global_masquerade",
+    "allow_from",
+    "ports",
+    "sync",
+)  # what means nothing if the VIP is only held
 _PAIR = 2  # hosts that a protocol for one peer is enough for
 # What differs from host to host, or may; and what no replica could hear of another if it were not the same.
 _OWN = {
@@ -76,11 +85,16 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One VIP and how to serve it; raises SettingsError with every problem when built from values that do not fit."""
+    """A group and how to serve it; raises SettingsError with every problem when built from values that do not fit.
+
+    ``vip`` is the one that the election is about; ``forwards`` has the others, and what of each goes elsewhere.
+    """
 
     vip: IPv4Address
     target: IPv4Address | None = None
     password: str = field(repr=False)
+    forwards: tuple[Spec, ...] = ()
+    source: IPv4Address | None = None  # what targets see; None is the VIP that was connected to
     hold_only: bool = False
     allow_from: tuple[IPv4Network, ...] = ()
     ports: tuple[Ports, ...] = ()
@@ -120,9 +134,24 @@ class Config:
             raise SettingsError(*problems)
 
     @property
+    def routes(self) -> tuple[Forward, ...]:
+        """All that is proxied."""
+        return tuple(_routes(self.vip, self.target, self.forwards))
+
+    @property
+    def vips(self) -> tuple[IPv4Address, ...]:
+        """The addresses of the group, the first one first."""
+        return tuple(dict.fromkeys((self.vip, *(each.vip for each in self.routes))))
+
+    @property
+    def targets(self) -> tuple[IPv4Address, ...]:
+        """Where something is sent on to."""
+        return tuple(dict.fromkeys(each.target for each in self.routes))
+
+    @property
     def hands_on(self) -> bool:
         """Whether an heir may have the connections: a host-wide masquerade gives them an address that it has not."""
-        return bool(self.target) and not self.global_masquerade
+        return bool(self.routes) and not self.global_masquerade
 
     def alike(self) -> dict[str, str]:
         """Return what replicas should have alike, by the names of the variables."""
@@ -144,8 +173,9 @@ def load(given: Mapping[str, Any]) -> Config:
     """Build a Config from parsed settings, None where one was not given; raises SettingsError with every problem."""
     problems = [value.problem for value in given.values() if isinstance(value, Malformed)]
     values = {name: value for name, value in given.items() if value is not None and not isinstance(value, Malformed)}
-    needed = ("vip",) if given.get("hold_only") is True else ("vip", "target")
-    problems += [f"{label(name)} is missing: set it to an IPv4 address" for name in needed if given.get(name) is None]
+    problems += _missing(given)
+    if file := values.pop("forwards_file", None):
+        problems += _from_file(values, file)
     if not isinstance(given.get("password_file"), Malformed):
         try:
             values["password"] = _password(values.get("password"), values.pop("password_file", None))
@@ -159,6 +189,30 @@ def load(given: Mapping[str, Any]) -> Config:
     if problems:
         raise SettingsError(*problems, *_problems(values))
     return Config(**values)
+
+
+def _missing(given: Mapping[str, Any]) -> Iterator[str]:
+    """Say which addresses are not given, of those that are needed."""
+    if given.get("vip") is None:
+        yield f"{label('vip')} is missing: set it to an IPv4 address"
+    if given.get("target") is None and given.get("hold_only") is not True and not _covered(given):
+        yield _NO_TARGET
+
+
+def _routes(vip: IPv4Address, target: IPv4Address | None, specs: Iterable[Spec]) -> Iterator[Forward]:
+    if target:
+        yield Forward(vip, target)
+    yield from (each.of(vip) for each in specs)
+
+
+def _covered(values: Mapping[str, Any]) -> bool:
+    """Whether something of the first VIP is sent somewhere, as far as that can be told."""
+    specs = values.get("forwards") or ()
+    return (
+        isinstance(specs, Malformed)
+        or bool(values.get("forwards_file"))
+        or any(each.vip in {None, values.get("vip")} for each in specs)
+    )
 
 
 def _timed(values: dict[str, Any]) -> Iterator[str]:
@@ -183,7 +237,11 @@ def _timed(values: dict[str, Any]) -> Iterator[str]:
 
 def label(name: str) -> str:
     """Return how messages name a setting: its flag and its environment variable."""
-    return f"--{name.replace('_', '-')} ({name.upper()})"
+    return f"--{_FLAGS.get(name, name).replace('_', '-')} ({name.upper()})"
+
+
+_FLAGS = {"forwards": "forward"}  # where that is another one
+_NO_TARGET = f"{label('target')} is missing: set it to an IPv4 address"
 
 
 def _password(password: str | None, file: Path | None) -> str:
@@ -199,6 +257,20 @@ def _password(password: str | None, file: Path | None) -> str:
     except OSError as error:
         raise SettingsError(f"{file_flag}: cannot read {file}: {error.strerror}") from None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def _from_file(values: dict[str, Any], file: Path) -> list[str]:
+    """Add the forwards that a file holds; return what is wrong with that."""
+    flag = label("forwards_file")
+    if "forwards" in values:
+        return [f"{label('forwards')} and {flag} are both given: leave one of them out"]
+    try:
+        values["forwards"] = forwards.parse_specs(_content(file).decode())
+    except OSError as error:
+        return [f"{flag}: cannot read {file}: {error.strerror}"]
+    except ValueError as error:
+        return [f"{flag}: {error}"]
+    return []
 
 
 def _content(file: Path) -> bytes:
@@ -219,6 +291,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _of_keepalived(values)
     yield from _of_sync(values)
     yield from _strange_peers(values)
+    yield from _of_forwards(values)
     if values.get("password") == "":
         yield f"the password is empty: set {label('password')}, or {label('password_file')}, to what all replicas share"
     for name, (least, most) in RANGES.items():
@@ -238,6 +311,25 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('vip_id')} is missing: VIP {vip} ends in .0, which is no valid id; set one from 1 to 255"
 
 
+def _of_forwards(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is wrong with the forwards, by their numbers, and with what targets see."""
+    vip, specs, source = values.get("vip"), values.get("forwards") or (), values.get("source")
+    if not vip:
+        return
+    named = [(f"{label('target')} {each}", Forward(vip, each)) for each in [values.get("target")] if each and specs]
+    for number, spec in enumerate(specs, 1):
+        each = spec.of(vip)
+        named.append((f"{label('forwards')} {number}, {spec}", each))
+        for what, address in (("VIP", each.vip), ("target", each.target)):
+            if (spec.vip or what == "target") and (kind := _unusable(address)):
+                yield f"{named[-1][0]}: {what} {address} is {kind}"
+    yield from forwards.problems(named, values.get("ports") or ())
+    if source and source not in {vip, *(each.vip for _, each in named)}:
+        yield f"{label('source')}: {source} is no VIP of this group: set it to one, or to own"
+    if source and values.get("global_masquerade"):
+        yield f"{label('source')} and {label('global_masquerade')} contradict each other: leave one of them out"
+
+
 def _unusable(address: IPv4Address) -> str | None:
     """Say what kind of address this is, if no host can have it."""
     return next((kind for kind, network in _UNUSABLE.items() if address in network), None)
@@ -246,8 +338,8 @@ def _unusable(address: IPv4Address) -> str | None:
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what contradicts holding the VIP only or is missing where it is not, and what contradicts a check."""
     check, skew, held = values.get("check"), values.get("advskew") or 0, values.get("hold_only")
-    if not held and "target" in values and not values["target"]:
-        yield f"{label('target')} is missing: set it to an IPv4 address"
+    if not held and "target" in values and not values["target"] and not _covered(values):
+        yield _NO_TARGET
     for name in _PROXYING:
         if held and values.get(name):
             yield f"{label('hold_only')} and {label(name)} contradict each other: leave one of them out"
@@ -299,15 +391,9 @@ def _strange_peers(values: Mapping[str, Any]) -> Iterator[str]:
 # What values are written like. All of these raise ValueError.
 
 
-def parse_ipv4(text: str) -> IPv4Address:
-    """Parse an IPv4 address; the error has a hint for what else it may be."""
-    with suppress(AddressValueError):
-        return IPv4Address(text)
-    if ":" in text:
-        raise ValueError(f"{text!r} is not an IPv4 address (ucarp and kevip do not speak IPv6)")
-    if re.fullmatch(r"(?=.*[A-Za-z])[\w.-]+", text):
-        raise ValueError(f"{text!r} is a name, not an IPv4 address: getent ahostsv4 {text} shows its address")
-    raise ValueError(f"{text!r} is not an IPv4 address, such as 192.0.2.10")
+def parse_source(text: str) -> IPv4Address | None:
+    """Parse what targets see: ``own``, which is None, or an address."""
+    return None if text.lower() == "own" else forwards.parse_ipv4(text)
 
 
 def parse_list(parse: Callable[[str], _Value]) -> Callable[[str], tuple[_Value, ...]]:
@@ -324,14 +410,6 @@ def parse_network(text: str) -> IPv4Network:
     if network.network_address != IPv4Address(text.partition("/")[0]):
         raise ValueError(f"{text!r} has bits beyond its prefix: {network} may be what is meant")
     return network
-
-
-def parse_ports(text: str) -> Ports:
-    """Parse a port, or a range of them, of TCP or with ``/udp``."""
-    found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp))?", text)
-    if not found or not 0 < int(found[1]) <= int(found[2] or found[1]) <= 0xFFFF:  # noqa: PLR2004 - 16 bits
-        raise ValueError(f"{text!r} is no port, such as 443, 53/udp or 8000-8010")
-    return Ports("udp" if found[3] == "udp" else "tcp", int(found[1]), int(found[2] or found[1]))
 
 
 def parse_boolean(text: str) -> bool:

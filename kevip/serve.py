@@ -4,6 +4,7 @@ import shlex
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy, way
@@ -50,7 +51,9 @@ def serve(config: Config) -> None:
     with loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
         host = preflight(config)
         kernel.drop_privileges([vrrpd.REALTIME_NEEDS] if config.engine == "keepalived" else [])
-        with lock.take(config.vip):
+        with ExitStack() as locks:
+            for vip in config.vips:
+                locks.enter_context(lock.take(vip))
             candidacy = _candidacy(config, host)
             plane, reporter = _build(config, host, candidacy, loop, daemon)
             if config.metrics:
@@ -77,12 +80,13 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
         inlets=_inlets(config, candidacy) + (host.copying.channel.inlets if host.copying else ()),
         channel=host.copying.channel if host.copying else None,
+        forwards=tuple(each.of(config.vip) for each in config.forwards), source=config.source,
     )  # fmt: skip
     reporter = Reporter(record, StateFile(config.run_dir, config.vip), daemon.refresh, loop.now)
     if config.notify:
         reporter.notifier = Notifier(shlex.split(config.notify), reporter.log)
     rules = Ruleset(proxy, host.backend, follows=config.dataplane == "auto", rewrites=host.rewrites)
-    plane = Plane(config.vip, rules, loop, daemon, reporter.warn_once)
+    plane = Plane(rules, loop, daemon, reporter.warn_once)
     plane.interface = host.placement.interface
     if host.copying:
         home = conntrackd.Home(config.run_dir, config.vip)
@@ -93,7 +97,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
         Parts(
             engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
             plane=plane,
-            announcer=Announcer(loop, config.vip, daemon.is_led, reporter.warn_once),
+            announcer=Announcer(loop, config.vips, daemon.is_led, reporter.warn_once),
             handoff=Handoff(loop, _heirs(config, key, proxy), reporter, daemon.tell),
             watch=Watch(
                 loop,
@@ -101,8 +105,8 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
                 lambda answer, up: reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem),
                 judge=Judge(fall=config.check_fall, rise=config.check_rise),
                 prober=_prober(config),
-                vip=config.vip if config.target else None,
-                unrouted=partial(route.problem, config.target) if config.target else None,
+                vip=config.vip if config.routes else None,
+                unrouted=route.Routes(config.targets).problem if config.routes else None,
             ),
             presence=_presence(config, candidacy, key, loop, reporter),
             reporter=reporter,
@@ -115,6 +119,8 @@ def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Rec
     return Record(
         vip=config.vip,
         target=config.target,
+        others=list(config.vips[1:]),
+        forwards=list(map(str, config.forwards)),
         vip_id=config.vip_id,
         interface=host.placement.interface,
         dataplane=host.backend.name,
@@ -188,7 +194,8 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
     log, name = reporter.log, host.placement.interface
     log.info(
         "daemon.started",
-        target=str(config.target or "none: the VIP is only held"),
+        target=str(config.target or ("by forwards only" if config.routes else "none: the VIP is only held")),
+        forwards=len(config.forwards),
         interface=name,
         source=str(host.placement.source),
         vip_id=config.vip_id,
@@ -201,9 +208,9 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
             log.warning("leftovers.removed", what=removed)
     except KevipError as error:
         log.warning("leftovers.stay", error=str(error))
-    if config.target and (done := kernel.enable_forwarding(*route.incoming(name, config.target))):
+    if config.routes and (done := kernel.enable_forwarding(*route.incoming(name, config.targets))):
         log.info("forwarding.enabled", sysctl=" ".join(done), interface=name)
-    if config.target and not conntrack.picks_up_connections():
+    if config.routes and not conntrack.picks_up_connections():
         hint = "a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
         log.warning("conntrack.strict", hint=hint)
 

@@ -1,6 +1,7 @@
 """All checks, in the order in which they are told. They change nothing, and send ARP probes, a ping and a connect."""
 
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from ipaddress import IPv4Address
@@ -8,7 +9,7 @@ from ipaddress import IPv4Address
 from kevip.check import election, group, rules, traffic, vrrp
 from kevip.check.copies import copies
 from kevip.check.preflight import Fitness, examine, packages, vrrp_candidacy, way
-from kevip.check.report import Finding, failed, ok, warning
+from kevip.check.report import Finding, Verdict, failed, ok, warning
 from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
@@ -27,6 +28,7 @@ from kevip.status.runfile import StateFile
 from kevip.sync import wire
 
 _PING = Check(kind="icmp")
+_AT_ONCE = 16  # targets that are asked
 _PATIENCE = 2.0  # seconds for TARGET to answer
 # Seconds to listen, if nobody says for how long: at least, until each replica has said what it is, and at most.
 _SHORTEST, _LONGEST = EVERY + 0.5, 60.0
@@ -50,12 +52,13 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
         yield _multicast(config, here)
         if "capabilities" not in fitness.problems:
             yield from _attempt("election", _segment(config, here, place, seconds))
-        if config.target:
-            yield from _attempt("route", _way(config.target, here, fitness.interfaces))
+        for number, target in enumerate(config.targets):
+            found = _attempt("route", _way(target, here, fitness.interfaces))
+            yield from (each for each in found if not number or each.verdict is not Verdict.OK)
     if config.sync:
         yield from _sync(fitness)
-    if config.target:
-        yield from _proxy(config, config.target, fitness)
+    if config.routes:
+        yield from _proxy(config, fitness)
     else:
         yield from _told(fitness, "service", "no TARGET: with --hold-only, something else on this host serves the VIP")
         yield from _attempt("served", _served(config.vip, fitness))
@@ -96,14 +99,14 @@ def _start(config: Config, fitness: Fitness) -> Iterator[Finding]:
     yield failed("run dir", problem) if problem else ok("run dir", str(config.run_dir))
     yield from _told(fitness, "interface", f"{place.interface}, source address {place.source}" if place else "")
     forwards = "on" if fitness.forwards else "off: kevip switches it on"
-    yield from _told(fitness, "forwarding", f"IP forwarding is {forwards}" if place and config.target else "")
+    yield from _told(fitness, "forwarding", f"IP forwarding is {forwards}" if place and config.routes else "")
     chosen = f"{fitness.backend[0].name}: {fitness.backend[1]}" if fitness.backend else ""
     yield from _told(fitness, "dataplane", chosen)
 
 
 def _kevip(vip: IPv4Address, fitness: Fitness) -> Finding:
     """Say what kevip does here already; the VIP as a lease is its mark."""
-    here, saved = bool(leases(fitness.interfaces, vip)), fitness.saved
+    here, saved = bool(leases(fitness.interfaces, [vip])), fitness.saved
     if vip in lock.taken():
         return ok("kevip", f"runs here for VIP {vip}, as {'master' if here else 'backup'}")
     if here or any(vip in each.rules(saved[name]) for name, each in installed().items() if name in saved):
@@ -167,8 +170,8 @@ def _rules(config: Config, fitness: Fitness, backend: Backend) -> Iterator[Findi
     yield from rules.forwarding(saved, vip, chains)
     yield from rules.translating(backend, chains, movable="nftables" in installed())
     yield rules.postrouting(saved.get(backend.name, ""), vip, runs=runs)
-    yield from rules.matching(saved, vip)
-    if runs and not config.global_masquerade and (tracked := conntrack.survey(vip)).total:
+    yield from rules.matching(saved, config.vips)
+    if runs and not config.global_masquerade and (tracked := conntrack.survey(config.vips)).total:
         yield rules.sources(tracked.total, tracked.wrong)
 
 
@@ -180,15 +183,17 @@ def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...
     yield from traffic.reverse_path(here.name, kernel.reverse_path_filter(here.name), way, route.default_interfaces())
 
 
-def _proxy(config: Config, address: IPv4Address, fitness: Fitness) -> Iterator[Finding]:
-    """Yield what it takes to proxy the VIP to TARGET."""
+def _proxy(config: Config, fitness: Fitness) -> Iterator[Finding]:
+    """Yield what it takes to proxy the VIPs to their targets."""
     if fitness.backend:
-        yield from _told(fitness, "service", traffic.service(address, fitness.service).found)
+        service = traffic.service(config.targets[0], fitness.service).found
+        yield from _told(fitness, "service", "no target is a cluster-IP" if config.forwards else service)
     if fitness.service and fitness.service.translates and (place := fitness.placement):
         on = kernel.redirecting(place.interface)
         yield from () if kernel.may_redirect(on) else (traffic.redirects(place.interface),)
     if "capabilities" not in fitness.problems:
-        yield _answer(config.check, address)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            yield from pool.map(partial(_answer, config.check), config.targets)
     if fitness.backend:
         yield from _rules(config, fitness, fitness.backend[0])
     yield traffic.loose(picks_up=conntrack.picks_up_connections())

@@ -86,9 +86,9 @@ class Listener(ABC, Generic[Said, Standing]):
                 sources: list[Wire | Neighbours] = [self._adverts.others, self._adverts.own, *self._neighbours()]
                 select.select(sources, [], [], min(ask, end) - now)
                 self._take_adverts()
-                self._heard.claims.update(self._vip.claims())
+                self._heard.claims.update(mac for mac, _ in self._vip.claims())
                 for source, neighbours in self._senders.items():
-                    self._heard.macs.setdefault(source, set()).update(neighbours.claims())
+                    self._heard.macs.setdefault(source, set()).update(mac for mac, _ in neighbours.claims())
         finally:
             self._adverts.close()
             for each in self._neighbours():

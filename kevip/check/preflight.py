@@ -10,7 +10,7 @@ from kevip.config import Config
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import Channel
-from kevip.dataplane.select import Dataplane, save_all, select
+from kevip.dataplane.select import save_all, select
 from kevip.election import vrrpd
 from kevip.errors import HostError, KevipError
 from kevip.host import command, interface, kernel, kubernetes, route
@@ -105,23 +105,28 @@ def examine(config: Config) -> Fitness:
         fitness.backend = fitness.attempt("dataplane", "", lambda: select(config.dataplane))
     if fitness.backend:
         fitness.saved = save_all()
-    if config.target:
-        _examine_proxying(fitness, config.target, config.dataplane)
+    if config.routes:
+        _examine_proxying(fitness, config)
     elif fitness.placement:
         _examine_holding(fitness, config.vip, fitness.placement.interface)
     return fitness
 
 
-def _examine_proxying(fitness: Fitness, target: IPv4Address, dataplane: Dataplane) -> None:
+def _examine_proxying(fitness: Fitness, config: Config) -> None:
     """See whether packets are forwarded already, and where the rules have to be if TARGET is a cluster-IP."""
     if fitness.placement:
-        fitness.forwards = kernel.forwards(*route.incoming(fitness.placement.interface, target))
+        fitness.forwards = kernel.forwards(*route.incoming(fitness.placement.interface, config.targets))
     if not fitness.interfaces or not fitness.backend:
         return
+    if config.forwards:
+        problems = kubernetes.services(config.targets, fitness.interfaces, list(fitness.saved.values()))
+        fitness.note("service", *problems)
+        return
+    [target] = config.targets
     fitness.service = kubernetes.mode_of(target, fitness.interfaces, fitness.saved.values())
     native, problem = Nftables(), kubernetes.problem(target, fitness.service, rewrites=True)
     if fitness.service and fitness.service.translates and fitness.backend[0] != native:
-        rewrites = dataplane == "auto" and bool(command.find("nft")) and native.works()
+        rewrites = config.dataplane == "auto" and bool(command.find("nft")) and native.works()
         problem = kubernetes.problem(target, fitness.service, rewrites=rewrites)
         fitness.backend = (native, f"kube-proxy translates TARGET, in {fitness.service} mode")
     fitness.note("service", *([problem] if problem else []))
@@ -137,8 +142,8 @@ def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:
 
 def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> interface.Placement:
     """Find where the VIP belongs among these interfaces, or those of this host now; raises HostError, CommandError."""
-    shared = kubernetes.IPVS_INTERFACE if config.hold_only else ""
-    return interface.place(interfaces or interface.listing(), config.vip, config.interface, shared=shared)
+    shared, there = kubernetes.IPVS_INTERFACE if config.hold_only else "", interfaces or interface.listing()
+    return interface.place(there, config.vips, config.interface, shared=shared)
 
 
 def copying(config: Config, interfaces: tuple[interface.Interface, ...]) -> conntrackd.Setup | None:
@@ -156,7 +161,7 @@ def copying(config: Config, interfaces: tuple[interface.Interface, ...]) -> conn
     there = interface.named(interfaces, config.sync_interface or own[listed[0]], "--sync-interface")
     if problem := interface.link_problem((replace(there, carrier=True),), there.name):
         raise HostError(problem)
-    addresses = [*(each for each in listed if own[each] == there.name), *there.primaries(config.vip)]
+    addresses = [*(each for each in listed if own[each] == there.name), *there.primaries()]
     if not addresses:
         raise HostError(f"interface {there.name} has no IPv4 address, which conntrackd needs as its source")
     channel = Channel(port=conntrackd.port(config.target), interface=there.name, peers=others)

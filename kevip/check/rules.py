@@ -100,21 +100,22 @@ def postrouting(saved: str, vip: IPv4Address, *, runs: bool) -> Finding:
     return ok("POSTROUTING", f"{len(foreign)} of others: a master puts its own before them")
 
 
-def matching(saved: Mapping[str, str], vip: IPv4Address) -> Iterator[Finding]:
-    """Say which rules of others match the VIP."""
-    address = re.escape(str(vip))
+def matching(saved: Mapping[str, str], vips: Sequence[IPv4Address]) -> Iterator[Finding]:
+    """Say which rules of others match a VIP of a group."""
+    vip, address = vips[0], f"({'|'.join(re.escape(str(each)) for each in vips)})"
     matches = re.compile(rf" (-[sd] {address}/32|--to-(destination|source) {address})( |$)").search
     found = [f"{prefix}: {rule}" for prefix, text in saved.items() for rule in others(text, vip) if matches(rule)]
     for rule in found[:_SHOWN]:
         yield warning("other rules", f"a rule of others matches the VIP, in {rule}", "remove it, or take another VIP")
     if len(found) > _SHOWN:
         yield warning("other rules", f"and {len(found) - _SHOWN} more", "iptables-save shows them")
-    if served := nftables_ports(vip):
+    services = {each: ports for each in vips if (ports := nftables_ports(each))}
+    for each, ports in services.items():
         there = (
-            f"kube-proxy serves the VIP for a Service, at {', '.join(served)} (map service-ips of its nftables table)"
+            f"kube-proxy serves VIP {each} for a Service, at {', '.join(ports)} (map service-ips of its nftables table)"
         )
-        yield warning(
-            "other rules", there, "take the VIP out of that Service (status, externalIPs), or take another one"
-        )
-    elif not found:
-        yield ok("other rules", f"none of others matches VIP {vip}")
+        advice = "take the VIP out of that Service (status, externalIPs), or take another one"
+        yield warning("other rules", there, advice)
+    if not found and not services:
+        more = f", nor one of {len(vips) - 1} more" if len(vips) > 1 else ""
+        yield ok("other rules", f"none of others matches VIP {vip}{more}")

@@ -1,6 +1,6 @@
-"""Who has the VIP, as the neighbours see it: told by gratuitous ARP, and asked."""
+"""Who has the VIPs of a group, as the neighbours see it: told by gratuitous ARP, and asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -15,6 +15,9 @@ ANNOUNCEMENTS = (0.1, 0.4, 0.5, 1.0, 2.0)
 
 REFRESH = 30.0
 """Seconds between announcements, and between questions who else has the VIP, later on."""
+
+AT_ONCE, PACE = 25, 0.1
+"""How many VIPs are announced at a time, but for the first round, and seconds between: switches limit broadcasts."""
 
 ANSWER = LEASE + 1.0
 """Seconds after a question in which whoever claims the VIP has answered, and a host that lost it has it no more."""
@@ -35,30 +38,31 @@ class _Claim:
 
 
 class Announcer:
-    """Announces the VIP while this host has it, and warns of others that claim it while no peer ``is_led``."""
+    """Announces VIPs while this host has them, and warns of others that claim one while no peer ``is_led``."""
 
     def __init__(
-        self, loop: Loop, vip: IPv4Address, is_led: Callable[[], bool], warn: Warn, *, first: float = 2.5
+        self, loop: Loop, vips: Sequence[IPv4Address], is_led: Callable[[], bool], warn: Warn, *, first: float = 2.5
     ) -> None:
         self._loop = loop
-        self._vip = vip
+        self._vips = vips
         self._is_led = is_led
         self._warn = warn
         self._first = first
         self._neighbours: Neighbours | None = None
         self._pauses: list[float] = []
+        self._left: Sequence[IPv4Address] = ()  # of this round
         self._heard: dict[str, _Claim] = {}
         self._asked = 0.0
 
     @property
     def claims(self) -> dict[str, float]:
-        """The MAC addresses that claim the VIP for longer than a lease, and when each did last."""
+        """The MAC addresses that claim a VIP for longer than a lease, and when each did last."""
         return {mac: claim.last for mac, claim in self._valid().items() if claim.last - claim.first > LEASE}
 
     def attach(self, interface: str) -> None:
         """Be on this interface from now on; raises OSError."""
         self.detach()
-        self._neighbours = Neighbours(interface, self._vip)
+        self._neighbours = Neighbours(interface, *self._vips)
         self._loop.watch(self._neighbours, self._on_claims)
         self._loop.after(self._first, self._ask)
 
@@ -72,22 +76,28 @@ class Announcer:
             self._neighbours = None
 
     def announce(self) -> None:
-        """Tell the neighbours that the VIP is here: now, several times soon, and rarely later."""
-        self._pauses = list(ANNOUNCEMENTS)
-        self._announce_next()
+        """Tell the neighbours that the VIPs are here: now, several times soon, and rarely later."""
+        self._pauses, self._left = list(ANNOUNCEMENTS), ()
+        self._say(self._vips)
 
-    def _announce_next(self) -> None:
+    def _say(self, vips: Sequence[IPv4Address]) -> None:
         if self._neighbours:
             with suppress(OSError):
-                self._neighbours.announce()
-        self._loop.after(self._pauses.pop(0) if self._pauses else REFRESH, self._announce_next)
+                self._neighbours.announce(vips)
+        rest = self._pauses.pop(0) if self._pauses and not self._left else REFRESH
+        self._loop.after(PACE if self._left else rest, self._say_next)
+
+    def _say_next(self) -> None:
+        some = self._left or self._vips
+        self._left = some[AT_ONCE:]
+        self._say(some[:AT_ONCE])
 
     def hush(self) -> None:
         """Announce no more."""
-        self._loop.cancel(self._announce_next)
+        self._loop.cancel(self._say_next)
 
     def _ask(self) -> None:
-        """Ask who else has the VIP, and forget who has not answered the last time."""
+        """Ask who else has the VIPs, and forget who has not answered the last time."""
         self._heard = {mac: claim for mac, claim in self._valid().items() if claim.last >= self._asked}
         self._asked = self._loop.now()
         self._loop.after(ANSWER if self._heard else REFRESH, self._ask)
@@ -96,13 +106,14 @@ class Announcer:
                 self._neighbours.ask()
 
     def _on_claims(self) -> None:
-        """Warn of a host that keeps claiming the VIP for longer than a lease."""
+        """Warn of a host that keeps claiming a VIP for longer than a lease."""
         claims = self._neighbours.claims() if self._neighbours else []
         heard, now = self._valid(), self._loop.now()
-        for mac in claims if not self._is_led() else ():
+        for mac, vip in claims if not self._is_led() else ():
             if not heard:
                 self._loop.after(ANSWER, self._ask)
-            name = mac if mac in heard or len(heard) < MANY else OTHERS
+            name = mac if vip == self._vips[0] else f"{mac} ({vip})"
+            name = name if name in heard or len(heard) < MANY else OTHERS
             claim = heard.setdefault(name, _Claim(now, now))
             claim.last = now
             if claim.last - claim.first > LEASE:

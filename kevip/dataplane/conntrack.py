@@ -2,9 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from pathlib import Path
 from time import monotonic
 
@@ -39,18 +39,20 @@ def fill() -> tuple[int, int] | None:
         return None
 
 
-def count(vip: IPv4Address, *, rewritten: bool = False) -> int:
-    """Return how many connections to the VIP are tracked, or those that are as some to TARGET; raises CommandError."""
-    # Its stdout may be long; the number is the last that it says.
-    said = command.told_now(["conntrack", "--dump", "--family", "ipv4", *_which(vip, rewritten)])
-    return int(re.findall(r"(\d+) flow entries", said)[-1])
+def count(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:
+    """Return how many connections to VIPs are tracked, or those that are as some to TARGET; raises CommandError."""
+    total = 0
+    for which in _which(vips, rewritten):  # its stdout may be long; the number is the last that it says
+        said = command.told_now(["conntrack", "--dump", "--family", "ipv4", *which])
+        total += int(re.findall(r"(\d+) flow entries", said)[-1])
+    return total
 
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """The connections to a VIP: all of them, and those whose source TARGET does not see as the VIP.
+    """The connections to VIPs: all of them, and those whose source TARGET does not see as a VIP.
 
-    ``ports`` has how many of the VIP's source ports each port of TARGET takes, by protocol and port.
+    ``ports`` has how many of a VIP's source ports a port of a TARGET takes, at most, by protocol and port.
     """
 
     total: int
@@ -58,21 +60,26 @@ class Tracked:
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
-def survey(vip: IPv4Address, *, rewritten: bool = False) -> Tracked:
-    """Return what is tracked of a VIP; raises CommandError. 0.6 s of a processor for 100,000 connections."""
-    rest, seen = b"", Counter[tuple[bytes, ...]]()
-    for piece in command.stream(["conntrack", "--dump", "--family", "ipv4", *_which(vip, rewritten)]):
-        text = rest + piece
-        whole = text.rfind(b"\n") + 1
-        seen.update(_ENTRY.findall(text[:whole]))
-        rest = text[whole:]
-    total, wrong, ports, address = 0, 0, Counter[tuple[str, int]](), str(vip).encode()
+def survey(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
+    """Return what is tracked of VIPs; raises CommandError. 0.6 s of a processor for 100,000 connections."""
+    seen = Counter[tuple[bytes, ...]]()
+    for which in _which(vips, rewritten):
+        rest = b""
+        for piece in command.stream(["conntrack", "--dump", "--family", "ipv4", *which]):
+            text = rest + piece
+            whole = text.rfind(b"\n") + 1
+            seen.update(_ENTRY.findall(text[:whole]))
+            rest = text[whole:]
+    total, wrong, ports, ours = 0, 0, dict[tuple[str, int], int](), {str(vip).encode() for vip in vips}
     for (protocol, answers, to, port), number in seen.items():
         total += number
-        if answers != address != to:  # what this host answers itself is none of them
+        if answers in ours:
+            continue  # what this host answers itself
+        if to not in ours:
             wrong += number
-        elif answers != address and port:
-            ports[protocol.decode(), int(port)] += number
+        elif port:
+            of = protocol.decode(), int(port)
+            ports[of] = max(ports.get(of, 0), number)
     return Tracked(total, wrong, ports)
 
 
@@ -80,37 +87,44 @@ def survey(vip: IPv4Address, *, rewritten: bool = False) -> Tracked:
 _ENTRY = re.compile(rb"^(\w+) .*?src=\S+ dst=\S+ .*?src=(\S+) dst=(\S+)(?: sport=(\d+))?", re.MULTILINE)
 
 
-def forget_untranslated(vip: IPv4Address) -> None:
-    """Delete connections to the VIP that were tracked before our rules were there; raises CommandError.
+def forget_untranslated(vips: Sequence[IPv4Address]) -> None:
+    """Delete connections to VIPs that were tracked before our rules were there; raises CommandError.
 
     They are the ones whose replies are expected from the VIP itself. With such an entry, a process of this host that
     used the VIP while it was elsewhere would get a reset.
     """
-    _delete("--orig-dst", str(vip), "--reply-src", str(vip))
+    for network in _networks(vips):
+        _delete(("--orig-dst", network, "--reply-src", network), monotonic() + PATIENCE)
 
 
-def _which(vip: IPv4Address, rewritten: bool) -> tuple[str, str]:
-    return ("--orig-zone", str(zone(vip))) if rewritten else ("--orig-dst", str(vip))
+def _networks(vips: Sequence[IPv4Address]) -> list[str]:
+    """Return VIPs as a few networks: each question goes through the whole table."""
+    return [str(each).removesuffix("/32") for each in collapse_addresses(map(IPv4Network, vips))]
 
 
-def forget(vip: IPv4Address, *, rewritten: bool = False) -> int:
-    """Delete all connections to the VIP: if it comes back, none must be found here; return how many are left.
+def _which(vips: Sequence[IPv4Address], rewritten: bool) -> list[tuple[str, str]]:
+    return [("--orig-zone", str(zone(vips[0])))] if rewritten else [("--orig-dst", each) for each in _networks(vips)]
+
+
+def forget(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:
+    """Delete all connections to VIPs: if they come back, none must be found here; return how many are left.
 
     That is none, unless there are more than can be deleted in PATIENCE seconds. For VIPs that our rules translate only:
     those of others are theirs. Raises CommandError.
     """
+    end = monotonic() + PATIENCE
     try:
-        _delete(*_which(vip, rewritten))
+        for which in _which(vips, rewritten):
+            _delete(which, end)
     except command.CommandError as error:
         if error.exit_status is not None:
             raise
-        return count(vip, rewritten=rewritten)
+        return count(vips, rewritten=rewritten)
     return 0
 
 
-def _delete(*conditions: str) -> None:
-    """Delete entries in PATIENCE seconds, again where one expired between its listing and its end."""
-    end = monotonic() + PATIENCE
+def _delete(conditions: tuple[str, ...], end: float) -> None:
+    """Delete entries until then, again where one expired between its listing and its end."""
     while True:
         try:
             command.told_now(

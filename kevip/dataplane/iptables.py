@@ -172,41 +172,54 @@ def _translated(vip: IPv4Address) -> str:
     return f"-m conntrack --ctstate DNAT --ctorigdst {vip}"
 
 
+def _local(vip: IPv4Address) -> str:
+    return f"-d {vip} -m addrtype --dst-type LOCAL"
+
+
 def _chains(proxy: Proxy, parts: Parts) -> Iterator[_Chain]:
-    vip, local = proxy.vip, f"-d {proxy.vip} -m addrtype --dst-type LOCAL"
+    vip = proxy.vip
     if Part.GUARD in parts:
-        guards = tuple(_guards(proxy, local))
-        yield _Chain(table="mangle", name=_name(Part.GUARD, vip), hooks=("PREROUTING",), rules=guards)
-    if Part.REFUSE in parts and proxy.ports:
-        rest = f"{local} {_UNEXPECTED}"
-        reset = f"{rest} -p tcp -j REJECT --reject-with tcp-reset"
-        yield _Chain(table="filter", name=_name(Part.REFUSE, vip), hooks=("INPUT",), rules=(reset, f"{rest} -j REJECT"))
+        yield _Chain(table="mangle", name=_name(Part.GUARD, vip), hooks=("PREROUTING",), rules=tuple(_guards(proxy)))
+    if Part.REFUSE in parts and proxy.limited:
+        rests = [f"{_local(each)} {_UNEXPECTED}" for each in proxy.limited]
+        refusals = ("-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT")
+        rules = tuple(f"{rest} {refusal}" for rest in rests for refusal in refusals)
+        yield _Chain(table="filter", name=_name(Part.REFUSE, vip), hooks=("INPUT",), rules=rules)
     if Part.SHIELD in parts and (channel := proxy.channel):
         peers = tuple(f"{_match(inlet)} -j RETURN" for inlet in channel.inlets)
         rest = f"-p udp -m udp --dport {channel.port} -j DROP"
         yield _Chain(table="filter", name=_name(Part.SHIELD, vip), hooks=("INPUT",), rules=(*peers, rest))
     if Part.DNAT in parts:
-        wanted = [
-            f"{local} -p {each.protocol} -m {each.protocol} --dport {each.first}:{each.last}" for each in proxy.ports
-        ]
         yield _Chain(
             table="nat",
             name=_name(Part.DNAT, vip),
             hooks=("PREROUTING", "OUTPUT") if proxy.allows_itself else ("PREROUTING",),
-            rules=tuple(f"{match} -j DNAT --to-destination {proxy.target}" for match in wanted or [local]),
+            rules=tuple(_dnats(proxy)),
         )
     if Part.SNAT in parts:
-        snat = f"{_translated(vip)} -j SNAT --to-source {vip}"
-        yield _Chain(table="nat", name=_name(Part.SNAT, vip), hooks=("POSTROUTING",), rules=(snat,))
+        snats = tuple(f"{_translated(each)} -j SNAT --to-source {proxy.source or each}" for each in proxy.vips)
+        yield _Chain(table="nat", name=_name(Part.SNAT, vip), hooks=("POSTROUTING",), rules=snats)
 
 
-def _guards(proxy: Proxy, local: str) -> Iterator[str]:
+def _dnats(proxy: Proxy) -> Iterator[str]:
+    """Yield the rules that send connections to targets: those of ports first, which have no rule of their own else."""
+    for each in sorted(proxy.routes, key=lambda each: not each.ports):
+        to = f"-j DNAT --to-destination {each.target}{f':{each.port}' if each.port else ''}"
+        for ports in (each.ports,) if each.ports else proxy.ports or (None,):
+            port = f" -p {ports.protocol} -m {ports.protocol} --dport {ports.first}:{ports.last}" if ports else ""
+            yield f"{_local(each.vip)}{port} {to}"
+
+
+def _guards(proxy: Proxy) -> Iterator[str]:
     """Yield the rules that drop what opens no connection that we want, or belongs to none."""
-    yield f"-s {proxy.target} {local} -m conntrack --ctstate NEW,INVALID -j DROP"
+    for target, vip in proxy.returns:
+        yield f"-s {target} {_local(vip)} -m conntrack --ctstate NEW,INVALID -j DROP"
     if proxy.sources:
-        yield f"! -d {proxy.vip} -j RETURN"
-        yield from (f"-s {network} -j RETURN" for network in proxy.sources)
-        yield f"{local} {_UNEXPECTED} -j DROP"
+        for vip in proxy.vips:
+            alone = len(proxy.vips) == 1
+            yield from [f"! -d {vip} -j RETURN"] if alone else ()
+            yield from (f"-s {network}{'' if alone else f' -d {vip}'} -j RETURN" for network in proxy.sources)
+            yield f"{_local(vip)} {_UNEXPECTED} -j DROP"
 
 
 def _table(proxy: Proxy, parts: Parts, table: str) -> Iterator[str]:
@@ -225,11 +238,11 @@ def _table(proxy: Proxy, parts: Parts, table: str) -> Iterator[str]:
 def _among_others(proxy: Proxy, parts: Parts) -> Iterator[tuple[str, str]]:
     """Yield the rules in built-in chains, with their tables."""
     mark = _mark(proxy.vip)
-    translated = _translated(proxy.target if proxy.target and Part.REWRITE in parts else proxy.vip)
+    translated = [_translated(each) for each in (proxy.targets if Part.REWRITE in parts else proxy.vips)]
     if Part.FORWARD in parts:
-        yield "mangle", f"-I FORWARD 1 {translated} {mark}"
+        yield from (("mangle", f"-I FORWARD 1 {each} {mark}") for each in translated)
     if Part.ACCEPT in parts:
-        yield "filter", f"-A FORWARD {translated} {mark} -j ACCEPT"
+        yield from (("filter", f"-A FORWARD {each} {mark} -j ACCEPT") for each in translated)
     if Part.HEAR in parts:
         yield from (("filter", f"-A INPUT {_match(inlet)} {mark} -j ACCEPT") for inlet in proxy.inlets)
     if Part.MASQUERADE in parts:

@@ -1,11 +1,11 @@
-"""The VIP as an address of an interface: a lease that the kernel ends by itself if nobody renews it."""
+"""VIPs as addresses of an interface: leases that the kernel ends by itself if nobody renews them."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 
 from kevip.errors import HostError
 from kevip.host import command
-from kevip.host.interface import Interface, parse
+from kevip.host.interface import Interface, listing, parse
 
 LEASE = 6
 """Seconds that the kernel keeps the VIP after the last renewal. If kevip dies, no second holder is left behind."""
@@ -13,6 +13,9 @@ LEASE = 6
 _EXISTS = ("File exists", "Address already assigned")
 _ABSENT = ("Cannot assign requested address", "Address not found", "Cannot find device")
 """What ``ip`` says when an address is there already, and when there is none to delete, depending on its version."""
+
+Lease = tuple[str, IPv4Address]
+"""A VIP on an interface, as a lease of kevip's."""
 
 _LIFETIME = f"valid_lft {LEASE} preferred_lft 0"
 
@@ -22,44 +25,62 @@ def standby() -> command.Standby:
     return command.Standby(["ip", "-batch", "-"])
 
 
-def take(vip: IPv4Address, interface: str, ip: command.Standby) -> None:
-    """Add the VIP for LEASE seconds; raises CommandError, or HostError if somebody else has added it before."""
+def take(vips: Sequence[IPv4Address], interface: str, ip: command.Standby) -> None:
+    """Add VIPs for LEASE seconds; raises CommandError, or HostError if somebody else has added one of them before."""
     try:
-        ip.run(f"address add {vip}/32 dev {interface} {_LIFETIME}\n")
+        ip.run("".join(f"address add {vip}/32 dev {interface} {_LIFETIME}\n" for vip in vips))
     except command.CommandError as error:
         if not any(reason in error.stderr for reason in _EXISTS):
             raise
-        if interface not in held(vip):
-            raise HostError(
-                f"somebody added VIP {vip} to {interface} by hand: ip address delete {vip}/32 dev {interface}"
-            ) from None
-        hold(vip, interface)
+        here = [address for each in listing(command.run_now) if each.name == interface for address in each.addresses]
+        for vip in vips:
+            if any(each.ip == IPv4Interface(vip) and not each.is_lease(vip) for each in here):
+                raise HostError(
+                    f"somebody added VIP {vip} to {interface} by hand: ip address delete {vip}/32 dev {interface}"
+                ) from None
+        hold(vips, interface)
 
 
-def hold(vip: IPv4Address, interface: str) -> list[str]:
-    """Renew the VIP, or add it again, for LEASE seconds; return the interfaces that held it. Raises CommandError."""
-    orders = f"{' '.join(_show(vip))}\naddress replace {vip}/32 dev {interface} {_LIFETIME}\n"
-    return leases(parse(command.run_now(["ip", "-json", "-batch", "-"], stdin=orders)), vip)
+def on(interface: str, vips: Sequence[IPv4Address]) -> list[Lease]:
+    """Return the leases of a group whose place is an interface."""
+    return [(interface, vip) for vip in vips]
 
 
-def drop(vip: IPv4Address, interface: str) -> None:
-    """Remove the VIP; nothing happens if it is gone already, or the interface is. Raises CommandError."""
+def hold(vips: Sequence[IPv4Address], interface: str) -> list[Lease]:
+    """Renew VIPs, or add them again, for LEASE seconds; return the leases that there were. Raises CommandError."""
+    orders = [" ".join(_show(vips)), *(f"address replace {vip}/32 dev {interface} {_LIFETIME}" for vip in vips)]
+    return leases(parse(command.run_now(["ip", "-json", "-batch", "-"], stdin="\n".join([*orders, ""]))), vips)
+
+
+def drop(there: Sequence[Lease]) -> None:
+    """Remove VIPs from interfaces; nothing happens to one that is gone already, or whose interface is.
+
+    Raises CommandError.
+    """
+    orders = [["address", "delete", f"{vip}/32", "dev", name] for name, vip in there]
     try:
-        command.run_now(["ip", "address", "delete", f"{vip}/32", "dev", interface])
+        if len(orders) == 1:
+            command.run_now(["ip", *orders[0]])
+        elif orders:
+            command.run_now(["ip", "-force", "-batch", "-"], stdin="".join(f"{' '.join(each)}\n" for each in orders))
     except command.CommandError as error:
-        if not any(reason in error.stderr for reason in _ABSENT):
+        said = [line for line in error.stderr.splitlines() if not line.startswith("Command failed ")]
+        if not all(any(reason in line for reason in _ABSENT) for line in said):
             raise
 
 
-def held(vip: IPv4Address) -> list[str]:
-    """Return the interfaces that hold the VIP as a lease of kevip's; raises CommandError."""
-    return leases(parse(command.run_now(["ip", "-json", *_show(vip)])), vip)
+def held(vips: Sequence[IPv4Address]) -> list[Lease]:
+    """Return the leases of VIPs that are here; raises CommandError."""
+    return leases(parse(command.run_now(["ip", "-json", *_show(vips)])), vips)
 
 
-def _show(vip: IPv4Address) -> list[str]:
-    return ["address", "show", "to", f"{vip}/32"]
+def _show(vips: Sequence[IPv4Address]) -> list[str]:
+    some = ["to", f"{vips[0]}/32"] if len(vips) == 1 else ["dynamic"]
+    return ["address", "show", *some]
 
 
-def leases(interfaces: Sequence[Interface], vip: IPv4Address) -> list[str]:
-    """Return the names of the interfaces that hold the VIP as a lease of kevip's."""
-    return [each.name for each in interfaces if any(address.is_lease(vip) for address in each.addresses)]
+def leases(interfaces: Sequence[Interface], vips: Sequence[IPv4Address]) -> list[Lease]:
+    """Return the leases of VIPs that these interfaces have."""
+    wanted = frozenset(vips)
+    addresses = [(each.name, address) for each in interfaces for address in each.addresses if address.ip.ip in wanted]
+    return [(name, address.ip.ip) for name, address in addresses if address.is_lease(address.ip.ip)]

@@ -6,7 +6,8 @@ with the number of networks and ports: they are in sets. "Saved" is what ``nft l
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +15,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 from kevip.dataplane import rewrite
 from kevip.dataplane.backend import Changes
-from kevip.dataplane.rules import Part, Parts, Ports, Proxy, Rule, rewriting
+from kevip.dataplane.rules import Forward, Part, Parts, Ports, Proxy, Rule, rewriting
 from kevip.host import command, nfnetlink
 
 _NFT = ["nft", "-f", "-"]
@@ -83,8 +84,9 @@ class Nftables:
 
     def works(self) -> bool:
         """Whether program and kernel take such rules as ours."""
-        somewhere, ports = IPv4Address("192.0.2.1"), (Ports("tcp", 1, 2),)
-        proxy = Proxy(vip=somewhere, target=somewhere, ports=ports, allow_from=(IPv4Network(somewhere),))
+        somewhere, ports = IPv4Address("192.0.2.1"), Ports("tcp", 1, 2)
+        networks, forwards = (IPv4Network(somewhere),), (Forward(somewhere, somewhere, ports, 1),)
+        proxy = Proxy(vip=somewhere, target=somewhere, ports=(ports,), allow_from=networks, forwards=forwards)
         text = self.setup(proxy, proxy.parts) + self.setup(proxy, rewriting(proxy.parts))
         try:
             command.run_now([*_NFT, "--check"], stdin=text)
@@ -131,8 +133,47 @@ def _sets(proxy: Proxy, parts: Parts) -> Iterator[str]:
     if proxy.ports:
         ports = (f"{each.protocol} . {each.first}-{each.last}" for each in _merged(proxy.ports))
         yield _set("set ports", "inet_proto . inet_service; flags interval", ports)
+    if len(proxy.vips) > 1:
+        yield _set("set vips", "ipv4_addr", proxy.vips)
+    if proxy.limited and proxy.limited != proxy.vips:
+        yield _set("set limited", "ipv4_addr", proxy.limited)
+    if len(proxy.returns) > 1:
+        yield _set("set returns", "ipv4_addr . ipv4_addr", (f"{target} . {vip}" for target, vip in proxy.returns))
     if Part.DNAT in parts:
-        yield _set("map targets", "ipv4_addr : ipv4_addr", [f"{proxy.vip} : {proxy.target}"])
+        yield from _maps(proxy)
+
+
+def _maps(proxy: Proxy) -> Iterator[str]:
+    """Yield where connections go, and what of them the maps hold, which no rule can ask a map."""
+    for name, (kind, data) in _DESTINATIONS.items():
+        if found := {key: to for each, key, to in _destinations(proxy) if each == name}:
+            flags = "" if name == "whole" else "; flags interval"
+            if flags or len(found) < len(proxy.vips):  # else it is all
+                yield _set(f"set {name}", kind + flags, found)
+            yield _set(f"map {_map(name)}", f"{kind} : {data}{flags}", [f"{key} : {to}" for key, to in found.items()])
+
+
+_NAMED = "ipv4_addr . inet_proto . inet_service"
+# How a connection finds its target: by address and port, with the target's port or its own; or by address alone.
+_DESTINATIONS = {
+    "mapped": (_NAMED, "ipv4_addr . inet_service"),
+    "named": (_NAMED, "ipv4_addr"),
+    "whole": ("ipv4_addr", "ipv4_addr"),
+}
+
+
+def _destinations(proxy: Proxy) -> Iterator[tuple[str, str, str]]:
+    """Yield in which of the maps each forward is, under which key, and what it finds there."""
+    for each in proxy.routes:
+        if not each.ports:
+            yield "whole", str(each.vip), str(each.target)
+            continue
+        key = f"{each.vip} . {each.ports.protocol} . {each.ports.first}-{each.ports.last}"
+        yield ("mapped", key, f"{each.target} . {each.port}") if each.port else ("named", key, str(each.target))
+
+
+def _map(name: str) -> str:
+    return "targets" if name == "whole" else f"{name}_targets"
 
 
 def _merged(ports: Iterable[Ports]) -> Iterator[Ports]:
@@ -153,17 +194,23 @@ def _set(name: str, kind: str, elements: Iterable[object]) -> str:
     return f"\t{name} {{\n\t\ttype {kind}\n\t\telements = {{ {', '.join(map(str, elements))} }}\n\t}}"
 
 
+def _local(vips: Sequence[IPv4Address], name: str) -> str:
+    """Return what matches packets to one of these while it is an address of this host."""
+    return f"ip daddr {vips[0] if len(vips) == 1 else f'@{name}'} fib daddr type local"
+
+
 def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
-    local = f"ip daddr {proxy.vip} fib daddr type local"
+    local, of_vips = _local(proxy.vips, "vips"), proxy.vip if len(proxy.vips) == 1 else "@vips"
     rewrites = Part.REWRITE in parts
-    translated = rewrite.tag(proxy.vip) if rewrites else f"ct status dnat ct original ip daddr {proxy.vip}"
+    translated = rewrite.tag(proxy.vip) if rewrites else f"ct status dnat ct original ip daddr {of_vips}"
     if Part.GUARD in parts:
-        guards = [] if rewrites else [f"ip saddr {proxy.target} {local} ct state invalid,new counter drop"]
+        answers = f"ip saddr {proxy.targets[0]}" if len(proxy.returns) == 1 else "ip saddr . ip daddr @returns"
+        guards = [] if rewrites else [f"{answers} {local} ct state invalid,new counter drop"]
         guards += [f"{local} {_UNEXPECTED} ip saddr != @sources counter drop"] if proxy.sources else []
         yield from [_chain("guard", "filter hook prerouting", _MANGLE - _AHEAD, *guards)] if guards else []
     if Part.FORWARD in parts:
         yield _chain("forward", "filter hook forward", _MANGLE - _AHEAD, f"{translated} counter")
-    yield from _inputs(proxy, parts, local)
+    yield from _inputs(proxy, parts)
     if Part.MASQUERADE in parts:  # behind the rules of others, as it is in iptables
         yield _chain("leaving", "nat hook postrouting", nfnetlink.SRCNAT + _AHEAD, "counter masquerade")
     if rewrites:
@@ -175,19 +222,35 @@ def _chains(proxy: Proxy, parts: Parts) -> Iterator[str]:
 
 
 def _translating(proxy: Proxy, parts: Parts, local: str, translated: str) -> Iterator[str]:
-    ports = "meta l4proto . th dport @ports " if proxy.ports else ""
     dstnat, srcnat = Nftables.priorities
     if Part.DNAT in parts:
-        dnat = f"{local} {ports}counter dnat to ip daddr map @targets"
+        dnats = list(_dnats(proxy, local))
         for hook in ("prerouting", "output") if proxy.allows_itself else ("prerouting",):
-            yield _chain(hook, f"nat hook {hook}", dstnat, dnat)
+            yield _chain(hook, f"nat hook {hook}", dstnat, *dnats)
     if Part.SNAT in parts:
-        snat = f"{translated} counter snat to {proxy.vip}"
-        yield _chain("postrouting", "nat hook postrouting", srcnat, snat)
+        same = proxy.vip if len(proxy.vips) == 1 else "ct original ip daddr"
+        yield _chain(
+            "postrouting", "nat hook postrouting", srcnat, f"{translated} counter snat to {proxy.source or same}"
+        )
 
 
-def _inputs(proxy: Proxy, parts: Parts, local: str) -> Iterator[str]:
-    if Part.REFUSE in parts and proxy.ports:
+def _dnats(proxy: Proxy, local: str) -> Iterator[str]:
+    """Yield the rules that send connections to targets: those of ports first."""
+    wanted, key = Counter(name for name, _, _ in _destinations(proxy)), "ip daddr . meta l4proto . th dport"
+    if "mapped" in wanted:  # nft wants to see a protocol that has ports
+        to = f"meta l4proto {{ tcp, udp }} counter dnat ip to {key} map @{_map('mapped')}"
+        yield f"{local} {key} @mapped {to}"
+    if "named" in wanted:
+        yield f"{local} {key} @named counter dnat to {key} map @{_map('named')}"
+    if "whole" in wanted:
+        ports = "meta l4proto . th dport @ports " if proxy.ports else ""
+        some = "" if wanted["whole"] == len(proxy.vips) else "ip daddr @whole "
+        yield f"{local} {some}{ports}counter dnat to ip daddr map @{_map('whole')}"
+
+
+def _inputs(proxy: Proxy, parts: Parts) -> Iterator[str]:
+    if Part.REFUSE in parts and (limited := proxy.limited):
+        local = _local(limited, "vips" if limited == proxy.vips else "limited")
         reset = f"{local} {_UNEXPECTED} meta l4proto tcp counter reject with tcp reset"
         rest = f"{local} {_UNEXPECTED} counter reject"
         yield _chain("refuse", "filter hook input", _FILTER - _AHEAD, *rewrite.pings(local, parts), reset, rest)

@@ -5,7 +5,7 @@ host may have a hundred thousand rules and connections of others. A job beside i
 is still what it was begun for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Protocol
 from kevip.core.messages import Level
 from kevip.dataplane import conntrack, lease, redirects, select
 from kevip.dataplane.backend import Backend, Changes
+from kevip.dataplane.lease import Lease
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.ruleset import Ruleset, Whole, remove
 from kevip.dataplane.survey import Drift, Kind, Plan
@@ -84,15 +85,14 @@ class Plane:
 
     copies: Copies | None = None
 
-    def __init__(self, vip: IPv4Address, rules: Ruleset, loop: Loop, listener: Listener, warn: Warn) -> None:
-        self._vip, self._rules = vip, rules
+    def __init__(self, rules: Ruleset, loop: Loop, listener: Listener, warn: Warn) -> None:
+        self._vips, self._rules = rules.vips, rules
         self._loop, self._beside = loop, Beside(loop)
         self._listener, self._warn = listener, warn
         self._ip, self._is_new = lease.standby(), False
         self._lowers: Level | None = None  # to which level, beside the loop
         self._next_look = -inf
-        self.interface = ""
-        self.level = Level.NONE
+        self.interface, self.level = "", Level.NONE
 
     @property
     def backend(self) -> str:
@@ -120,19 +120,18 @@ class Plane:
                 self._come_down(level)
 
     def _renew(self) -> None:
-        before = lease.hold(self._vip, self.interface)
-        strays = [name for name in before if name != self.interface]
-        for name in strays:
-            lease.drop(self._vip, name)
-        missing = [] if self.interface in before else [Drift(Kind.ADDRESS, f"address missing on {self.interface}")]
-        self._tell(missing + _strays(strays))
+        before = lease.hold(self._vips, self.interface)
+        strays = [each for each in before if each[0] != self.interface]
+        lease.drop(strays)
+        missing = [each for each in lease.on(self.interface, self._vips) if each not in before]
+        self._tell(_addresses(self._vips, missing, "missing on") + _addresses(self._vips, strays))
 
     def _take_over(self, scope: Scope) -> None:
         self._lowers = None
         try:
             self._beside.cancel(scope.left())
             self._rules.install()
-            lease.take(self._vip, self.interface, self._ip)
+            lease.take(self._vips, self.interface, self._ip)
         except KevipError:
             self.level = Level.DRAINING
             raise
@@ -148,7 +147,7 @@ class Plane:
             self._beside.cancel(0)
         try:
             if was is Level.HELD:
-                lease.drop(self._vip, self.interface)
+                lease.drop(lease.on(self.interface, self._vips))
         finally:
             if was is Level.NONE and level is Level.ARMED:
                 self.look(anew=True)
@@ -160,8 +159,8 @@ class Plane:
         """Remove, beside the loop, what is left here and does not belong to a level."""
         left = 0
         try:
-            drop_all(self._vip, job.changes)
-            _restore(self._vip, job.changes)
+            drop_all(self._vips, job.changes)
+            _restore(self._vips, job.changes)
             if self._rules.may_have_any and level is Level.NONE:
                 self._rules.removes(job.changes)
             if self._rules.translates:
@@ -175,7 +174,7 @@ class Plane:
     def _forget(self, level: Level, *, rewritten: bool = False) -> int:
         """Forget all connections without harm to the copies that others have; return how many are left."""
         with self.copies.spared(level) if self.copies else nullcontext(True) as may:
-            return conntrack.forget(self._vip, rewritten=rewritten) if may else 0
+            return conntrack.forget(self._vips, rewritten=rewritten) if may else 0
 
     def _lowered(self, level: Level, error: KevipError | None = None, left: int = 0) -> None:
         self._lowers = None
@@ -209,11 +208,11 @@ class Plane:
         begin = monotonic()
         try:
             if look.level is Level.ARMED:
-                look.drifts += _strays(drop_all(self._vip, job.changes))
+                look.drifts += _addresses(self._vips, drop_all(self._vips, job.changes))
                 begin = monotonic()  # an ip that is slow does not make rules dear
             if look.level is not Level.NONE:
                 self._tend(look, job.changes)
-            elif self._rules.here is False and (look.rules or lease.held(self._vip)):
+            elif self._rules.here is False and (look.rules or lease.held(self._vips)):
                 look.rules = True
                 look.drifts = self._clear(job.changes)
                 look.plan = self._rules.survey(look.drifts, self._rules.parts, opens=False)
@@ -226,17 +225,15 @@ class Plane:
         """See that the host can serve, and mend what it lacks for that."""
         if not self._rules.may_have_any:
             return
-        if self._rules.target and not kernel.forwards(*(ways := route.incoming(self.interface, self._rules.target))):
+        if self._rules.targets and not kernel.forwards(*(ways := route.incoming(self.interface, self._rules.targets))):
             with changes():
                 kernel.enable_forwarding(*ways)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
         look.rules = self._rules.wants_look(due=look.rules, anew=look.anew)
-        if look.level is Level.HELD and self._rules.rewrites:
-            redirects.switch_off(self._vip, self.interface, changes)
-        else:
-            _restore(self._vip, changes)
+        rewrites = look.level is Level.HELD and self._rules.rewrites
+        redirects.follow(self._vips[0], self.interface, changes, off=rewrites)
         if look.rules and self._is_new and self._rules.translates:
-            conntrack.forget_untranslated(self._vip)
+            conntrack.forget_untranslated(self._vips)
         if look.rules:
             look.plan, look.whole = self._rules.looks(look.drifts, changes, held=look.level is Level.HELD)
 
@@ -268,8 +265,8 @@ class Plane:
         return [str(each) for each in self._clear(nullcontext)]
 
     def _clear(self, changes: Changes) -> list[Drift]:
-        found = _strays(drop_all(self._vip, changes)) + _restore(self._vip, changes)
-        return found + _forgotten(self._vip, self._rules.removes(changes), partial(self._forget, Level.NONE))
+        found = _addresses(self._vips, drop_all(self._vips, changes)) + _restore(self._vips, changes)
+        return found + _forgotten(self._vips, self._rules.removes(changes), partial(self._forget, Level.NONE))
 
     def end(self, patience: float = _PATIENCE) -> None:
         """Remove what is still here, and wait so many seconds for that; raises KevipError if something may be left."""
@@ -282,42 +279,43 @@ class Plane:
         finally:
             self._beside.close(patience)
         if self._rules.here is not False:
-            raise KevipError(f"rules for {self._vip} are left on this host: the next start removes them")
+            raise KevipError(f"rules for {self._vips[0]} are left on this host: the next start removes them")
 
 
-def clear(vip: IPv4Address, needed: Backend) -> list[Drift]:
-    """Remove each lease of the VIP, then its rules in all back ends that work here, and say what was there.
+def clear(vips: Sequence[IPv4Address], needed: Backend) -> list[Drift]:
+    """Remove each lease of a group, then its rules in all back ends that work here, and say what was there.
 
     Raises KevipError, also if a back end that is needed does not work.
     """
-    found = _strays(drop_all(vip)) + _restore(vip)
-    forget = partial(conntrack.forget, vip)
-    return found + _forgotten(vip, remove(vip, select.installed().values(), [needed]), forget)
+    found = _addresses(vips, drop_all(vips)) + _restore(vips)
+    forget = partial(conntrack.forget, vips)
+    return found + _forgotten(vips, remove(vips[0], select.installed().values(), [needed]), forget)
 
 
-def drop_all(vip: IPv4Address, changes: Changes = nullcontext) -> list[str]:
-    """Remove each lease of the VIP; return the interfaces that held one."""
-    names = lease.held(vip)
-    for name in names:
+def drop_all(vips: Sequence[IPv4Address], changes: Changes = nullcontext) -> list[Lease]:
+    """Remove each lease of the VIPs, and return them."""
+    if found := lease.held(vips):
         with changes():
-            lease.drop(vip, name)
-    return names
+            lease.drop(found)
+    return found
 
 
-def _strays(names: list[str]) -> list[Drift]:
-    return [Drift(Kind.ADDRESS, f"address on {name}") for name in names]
+def _addresses(vips: Sequence[IPv4Address], there: Iterable[Lease], what: str = "on") -> list[Drift]:
+    """Say what is with some leases of a group."""
+    several = len(vips) > 1
+    return [Drift(Kind.ADDRESS, f"address {f'{vip} ' * several}{what} {name}") for name, vip in there]
 
 
-def _restore(vip: IPv4Address, changes: Changes = nullcontext) -> list[Drift]:
+def _restore(vips: Sequence[IPv4Address], changes: Changes = nullcontext) -> list[Drift]:
     """Have ICMP redirects sent again, and say if they were off."""
-    return [Drift(Kind.RULES, "ban on ICMP redirects")] if redirects.restore(vip, changes) else []
+    return [Drift(Kind.RULES, "ban on ICMP redirects")] if redirects.restore(vips[0], changes) else []
 
 
-def _forgotten(vip: IPv4Address, cleared: list[str], forget: Callable[..., int]) -> list[Drift]:
+def _forgotten(vips: Sequence[IPv4Address], cleared: list[str], forget: Callable[..., int]) -> list[Drift]:
     """Forget the connections that rules in these back ends translated, and say what was there."""
     found = [Drift(Kind.RULES, f"rules in {name}") for name in cleared]
     ways = (False, True) if Nftables.name in cleared else (False,)
-    if cleared and (tracked := sum(conntrack.count(vip, rewritten=each) for each in ways)):
+    if cleared and (tracked := sum(conntrack.count(vips, rewritten=each) for each in ways)):
         for each in ways:
             forget(rewritten=each)
         found.append(Drift(Kind.RULES, f"{tracked} tracked connection{'' if tracked == 1 else 's'}"))

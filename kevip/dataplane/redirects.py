@@ -18,7 +18,15 @@ _SET = "redirecting"
 _NFT = ["nft", "-f", "-"]
 
 
-def switch_off(vip: IPv4Address, interface: str, changes: Changes) -> None:
+def follow(vip: IPv4Address, interface: str, changes: Changes, *, off: bool) -> None:
+    """Have redirects sent on an interface, where they were, or not; raises KevipError."""
+    if off:
+        _switch_off(vip, interface, changes)
+    else:
+        restore(vip, changes)
+
+
+def _switch_off(vip: IPv4Address, interface: str, changes: Changes) -> None:
     """Have no redirects sent on an interface, if that can be; raises KevipError."""
     if not (found := kernel.redirecting(interface)) or not kernel.may_redirect(found):
         return

@@ -88,6 +88,26 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """What is sent to a VIP, at these ports or at all that no other forward of it names, goes to a target.
+
+    ``port`` is the one of the target, where that is another.
+    """
+
+    vip: IPv4Address
+    target: IPv4Address
+    ports: Ports | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        of = ""
+        if self.ports:
+            numbers, _, protocol = str(self.ports).partition("/")
+            of = f":{numbers}{f'/{protocol}' if protocol else ''}"
+        return f"{self.vip}{of}={self.target}{f':{self.port}' if self.port else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Inlet:
     """What this host has to hear of the others: an IP protocol, from or to an address, to a TCP or UDP port."""
 
@@ -117,6 +137,9 @@ class Channel:
 class Proxy:
     """What is sent to the VIP goes to the target, which sees it come from the VIP.
 
+    The VIP is the first one of its group, and its name; ``forwards`` has the others, and what goes elsewhere. Targets
+    see the VIP that was connected to, or ``source``, which is one of the group.
+
     With ``global_masquerade``, everything that leaves this host is masqueraded instead, as older set-ups expect. With
     ``ports``, what is sent to others is refused. With ``allow_from``, what others send is dropped; ``here`` is this
     host's address there, for its own processes send to the VIP from the VIP. Without a target nothing is proxied. With
@@ -131,11 +154,39 @@ class Proxy:
     allow_from: tuple[IPv4Network, ...] = ()
     inlets: tuple[Inlet, ...] = ()
     channel: Channel | None = None
+    forwards: tuple[Forward, ...] = ()
+    source: IPv4Address | None = None
+
+    @property
+    def routes(self) -> tuple[Forward, ...]:
+        """All that is proxied."""
+        return ((Forward(self.vip, self.target),) if self.target else ()) + self.forwards
+
+    @property
+    def vips(self) -> tuple[IPv4Address, ...]:
+        """The addresses of the group, this one first."""
+        return tuple(dict.fromkeys((self.vip, *(each.vip for each in self.forwards))))
+
+    @property
+    def targets(self) -> tuple[IPv4Address, ...]:
+        """Where something is sent on to."""
+        return tuple(dict.fromkeys(each.target for each in self.routes))
+
+    @property
+    def returns(self) -> tuple[tuple[IPv4Address, IPv4Address], ...]:
+        """The targets, and the VIP that each of them answers to."""
+        return tuple(dict.fromkeys((each.target, self.source or each.vip) for each in self.routes))
+
+    @property
+    def limited(self) -> tuple[IPv4Address, ...]:
+        """The VIPs of which not all ports are proxied."""
+        whole = set() if self.ports else {each.vip for each in self.routes if not each.ports}
+        return tuple(each for each in self.vips if each not in whole) if self.routes else ()
 
     @property
     def parts(self) -> Parts:
         """What is needed in one back end, whatever the policies are in any."""
-        if not self.target:
+        if not self.routes:
             return frozenset()
         source = Part.SNAT if self.global_masquerade else Part.MASQUERADE
         return frozenset(Part) - OPENS.keys() - {source, Part.REWRITE, Part.UNDONE}
@@ -143,7 +194,7 @@ class Proxy:
     @property
     def opens(self) -> Parts:
         """What is needed where the policy is to drop."""
-        return frozenset(({Part.ACCEPT} if self.target else set()) | ({Part.HEAR} if self.inlets else set()))
+        return frozenset(({Part.ACCEPT} if self.routes else set()) | ({Part.HEAR} if self.inlets else set()))
 
     @property
     def allows_itself(self) -> bool:
@@ -153,7 +204,7 @@ class Proxy:
     @property
     def sources(self) -> tuple[IPv4Network, ...]:
         """The networks that may use the VIP, none if all may; this host among them sends from the VIP itself."""
-        itself = (IPv4Network(self.vip),) if self.allow_from and self.allows_itself else ()
+        itself = map(IPv4Network, self.vips) if self.allow_from and self.allows_itself else ()
         return (*self.allow_from, *itself)
 
 

@@ -24,18 +24,18 @@ class Ruleset:
     """
 
     def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool, rewrites: bool = False) -> None:
-        self._proxy, self._vip = proxy, proxy.vip
+        self._proxy, self._vip, self.vips = proxy, proxy.vip, proxy.vips
         self._backends = select.installed() | {backend.name: backend}
         self._others = Survey(proxy, self._backends.values(), follows=follows)
         self.backend, self._restore = backend, backend.standby()
-        self.parts, self.target, self.translates = proxy.parts, proxy.target, bool(proxy.target)
+        self.parts, self.targets, self.translates = proxy.parts, proxy.targets, bool(proxy.routes)
         self.may_have_any = bool(proxy.parts or proxy.opens)
         self._seen: tuple[int, bool] | None = None  # what others have here, as far as it is told, when all was well
         self.plan: Plan = {}
         self.whole: Whole = {}
         self.here: bool | None = False
         self._used: set[Backend] = set()  # where rules of ours are, or may be
-        self.adopt({backend: rewriting(proxy.parts) if rewrites else proxy.parts} if proxy.target else {}, {})
+        self.adopt({backend: rewriting(proxy.parts) if rewrites else proxy.parts} if proxy.routes else {}, {})
 
     def adopt(self, plan: Plan, whole: Whole) -> None:
         """Have rules where this says from now on; ``whole`` are those that are there."""
@@ -57,7 +57,7 @@ class Ruleset:
 
     def stand_by(self) -> None:
         """Be ready to install them at once, if they may not all be here by then; raises CommandError."""
-        if self._proxy.target and (self.here is None or self._proxy.global_masquerade):
+        if self.translates and (self.here is None or self._proxy.global_masquerade):
             self._restore.start()
         else:
             self._restore.stop()
@@ -69,7 +69,7 @@ class Ruleset:
     def install(self) -> None:
         """Install what a master has and is not here; raises CommandError."""
         have, plan = self.plan if self.here else {}, dict(self.plan)
-        if self._proxy.target:
+        if self.translates:
             parts = rewriting(self._proxy.parts) if self.rewrites else self._proxy.parts
             plan[self.backend] = plan.get(self.backend, frozenset()) | parts
         missing = {backend: parts - have.get(backend, frozenset()) for backend, parts in plan.items()}

@@ -12,7 +12,7 @@ from kevip.dataplane.iptables import Iptables, legacy_tables
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import OPENS, Part, Parts, Proxy, rewriting
 from kevip.errors import HostError, KevipError
-from kevip.host import kubernetes, nfnetlink
+from kevip.host import command, interface, kubernetes, nfnetlink
 from kevip.host.command import CommandError
 from kevip.host.nfnetlink import Chain
 
@@ -62,8 +62,8 @@ class Survey:
 
     def seen(self) -> tuple[int, bool] | None:
         """Return what is another one after others have changed something; None if nothing tells that."""
-        generation, target = _generation(), self._proxy.target
-        return None if generation is None else (generation, bool(target and kubernetes.in_ipvs(target)))
+        generation = _generation()
+        return None if generation is None else (generation, any(map(kubernetes.in_ipvs, self._proxy.targets)))
 
     def is_overtaken(self, backend: Backend, plan: Plan) -> bool:
         """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""
@@ -76,8 +76,7 @@ class Survey:
 
     def _is_taken(self, plan: Plan) -> bool:
         """Whether kube-proxy begins to translate TARGET in nftables."""
-        target = self._proxy.target
-        return bool(target and not rewrites(plan) and kubernetes.in_nftables(target))
+        return not rewrites(plan) and any(map(kubernetes.in_nftables, self._proxy.targets))
 
     def plan(self, backend: Backend, was: Plan, drifts: list[Drift], parts: Parts, *, opens: bool) -> Plan:
         """Return what belongs where, with the parts that translate, by what others have here; add what is new of that.
@@ -98,7 +97,7 @@ class Survey:
         closed = [(each, part) for each, part in self._closed(chains) if _can_open(each, part, was)]
         for each, part in _new(closed, was) if opens else ():
             drifts.append(Drift(_KINDS[part], f"the policy of {OPENS[part]} in {each.name} is to drop"))
-        plan: Plan = {backend: parts} if self._proxy.target else {}
+        plan: Plan = {backend: parts} if self._proxy.routes else {}
         for each, part in closed:
             plan[each] = plan.get(each, base) | {part}
         return plan
@@ -108,7 +107,11 @@ class Survey:
 
         Whoever did so and is not seen any more may come back: what is refused until then would leak otherwise.
         """
-        if not (target := self._proxy.target):
+        if self._proxy.forwards:
+            saved = list(self._saved())
+            if problems := kubernetes.services(self._proxy.targets, interface.listing(command.run_now), saved):
+                raise HostError(*problems)
+        if self._proxy.forwards or not (target := self._proxy.target):
             return False
         mode = kubernetes.mode_now(target, self._saved())
         if mode is None:

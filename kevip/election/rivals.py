@@ -130,7 +130,7 @@ class Rivals:
                 self._neighbours.ask()
 
     def _on_claims(self, neighbours: Neighbours) -> None:
-        claims = neighbours.claims()
+        claims = {mac for mac, _ in neighbours.claims()}
         for source, reign in self._reigns.items():
             if reign.mac in claims and not reign.serves:
                 reign.serves = True

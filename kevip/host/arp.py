@@ -1,7 +1,8 @@
-"""ARP for the VIP: telling neighbours where it is now, and asking who else claims to have it."""
+"""ARP for VIPs: telling neighbours where they are now, and asking who else claims to have them."""
 
 import struct
-from ipaddress import IPv4Address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
 
 from kevip.host.wire import BROADCAST, ETH_P_ARP, Wire, arp_from, payload
 
@@ -16,28 +17,34 @@ def build(operation: int, mac: bytes, sender: IPv4Address, target_mac: bytes, ta
 
 
 class Neighbours:
-    """The neighbours on an interface, as far as they care who has the VIP; raises OSError."""
+    """The neighbours on an interface, as far as they care who has certain addresses; raises OSError."""
 
-    def __init__(self, interface: str, vip: IPv4Address) -> None:
-        self._vip = vip
-        self._wire = Wire(interface, arp_from(vip))
+    def __init__(self, interface: str, *vips: IPv4Address) -> None:
+        self._vips = frozenset(vips)
+        around = IPv4Network(min(vips))
+        while max(vips) not in around:
+            around = around.supernet()
+        self._wire = Wire(interface, arp_from(around))
         self.fileno, self.close = self._wire.fileno, self._wire.close
 
-    def announce(self) -> None:
-        """Say that the VIP is here (gratuitous ARP): as a request (RFC 5227) and as a reply."""
-        self._send(_REQUEST, self._vip, _NOBODY)
-        self._send(_REPLY, self._vip, self._wire.mac)
+    def announce(self, vips: Iterable[IPv4Address]) -> None:
+        """Say that VIPs are here (gratuitous ARP): as a request (RFC 5227) and as a reply."""
+        for vip in vips:
+            self._send(_REQUEST, vip, _NOBODY, vip)
+            self._send(_REPLY, vip, self._wire.mac, vip)
 
     def ask(self) -> None:
-        """Ask who has the VIP, without saying anything of ourselves (a probe, RFC 5227)."""
-        self._send(_REQUEST, IPv4Address(0), _NOBODY)
+        """Ask who has the addresses, without saying anything of ourselves (a probe, RFC 5227)."""
+        for vip in self._vips:
+            self._send(_REQUEST, IPv4Address(0), _NOBODY, vip)
 
-    def _send(self, operation: int, sender: IPv4Address, target_mac: bytes) -> None:
+    def _send(self, operation: int, sender: IPv4Address, target_mac: bytes, target: IPv4Address) -> None:
         mac = self._wire.mac
-        packet = build(operation, mac, sender, target_mac, self._vip)
+        packet = build(operation, mac, sender, target_mac, target)
         self._wire.send(to=BROADCAST, source=mac, kind=ETH_P_ARP, payload=packet)
 
-    def claims(self) -> list[str]:
-        """Return the MAC addresses of others that have claimed the VIP since the last call."""
-        senders = [payload(packet)[8:14] for _, packet in self._wire.hear()]
-        return [sender.hex(":") for sender in senders if sender != self._wire.mac]
+    def claims(self) -> list[tuple[str, IPv4Address]]:
+        """Return the MAC addresses of others that have claimed an address since the last call, and which."""
+        said = [payload(packet) for _, packet in self._wire.hear()]
+        found = [(each[8:14], IPv4Address(each[14:18])) for each in said]
+        return [(mac.hex(":"), vip) for mac, vip in found if mac != self._wire.mac and vip in self._vips]

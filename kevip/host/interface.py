@@ -55,9 +55,9 @@ class Interface:
         networks = [address.ip.network for address in self.addresses]
         return [network for network in networks if network.prefixlen < _POINT_TO_POINT]
 
-    def primaries(self, vip: IPv4Address) -> list[IPv4Address]:
-        """Return the primary addresses, of which our lease is none."""
-        return [each.ip.ip for each in self.addresses if not each.secondary and not each.is_lease(vip)]
+    def primaries(self) -> list[IPv4Address]:
+        """Return the primary addresses, of which leases of kevip's are none."""
+        return [each.ip.ip for each in self.addresses if not each.secondary and not each.is_lease(each.ip.ip)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,26 +99,33 @@ def listing(run: command.Runner = command.run) -> tuple[Interface, ...]:
     return parse(run(["ip", "-json", "address", "show"]))
 
 
-def place(interfaces: Sequence[Interface], vip: IPv4Address, name: str | None, *, shared: str = "") -> Placement:
-    """Find where the VIP belongs: on the named interface, else on the one whose subnet holds it.
+def place(
+    interfaces: Sequence[Interface], vips: Sequence[IPv4Address], name: str | None, *, shared: str = ""
+) -> Placement:
+    """Find where VIPs belong: on the named interface, else on the one whose subnet holds the first one, as the others.
 
-    It may be on the ``shared`` interface too. Raises HostError with every reason why it cannot be there.
+    They may be on the ``shared`` interface too. Raises HostError with every reason why they cannot be there.
     """
+    wanted = frozenset(vips)
     problems = [
-        f"VIP {vip} is an address that this host already has on {interface.name}: "
+        f"VIP {address.ip.ip} is an address that this host already has on {interface.name}: "
         "take one that no host has (or remove it there first)"
         for interface in interfaces
         for address in interface.addresses
-        if address.ip.ip == vip and not address.is_lease(vip) and interface.name != shared
+        if address.ip.ip in wanted and not address.is_lease(address.ip.ip) and interface.name != shared
     ]
     try:
-        chosen = named(interfaces, name) if name else _holding(interfaces, vip)
-        problems += _unfit(chosen, vip)
+        chosen = named(interfaces, name) if name else _holding(interfaces, vips[0])
+        problems += _unfit(chosen, vips)
     except HostError as error:
         raise HostError(*problems, *error.problems) from None
+    if not name:
+        strays = [each for each in vips[1:] if not chosen.subnet_of(each)]
+        where = f"is in no subnet of {chosen.name}, where the group's first VIP belongs"
+        problems += [f"VIP {each} {where}: take one that is, or say so with --interface" for each in strays]
     if problems:
         raise HostError(*problems)
-    return Placement(interface=chosen.name, source=chosen.primaries(vip)[0])
+    return Placement(interface=chosen.name, source=chosen.primaries()[0])
 
 
 def named(interfaces: Sequence[Interface], name: str, setting: str = "--interface") -> Interface:
@@ -150,22 +157,23 @@ def _names(interfaces: Sequence[Interface]) -> str:
     return ", ".join(interface.name for interface in interfaces)
 
 
-def _unfit(interface: Interface, vip: IPv4Address) -> list[str]:
-    """Say what keeps the VIP from this interface."""
+def _unfit(interface: Interface, vips: Sequence[IPv4Address]) -> list[str]:
+    """Say what keeps VIPs from this interface."""
     problems = []
     if not interface.ethernet:
         problems.append(f"interface {interface.name} is no Ethernet: CARP and ARP need one")
     if not interface.up:
         problems.append(_DOWN.format(interface.name))
-    if not interface.primaries(vip):
+    if not interface.primaries():
         problems.append(
             f"interface {interface.name} has no IPv4 address, and CARP needs one as its source: "
             f"ip address add ADDRESS/PREFIX dev {interface.name}"
         )
-    subnet = interface.subnet_of(vip)
-    if subnet and vip in (subnet.network_address, subnet.broadcast_address):
-        kind = "network" if vip == subnet.network_address else "broadcast"
-        problems.append(f"VIP {vip} is the {kind} address of {subnet} on {interface.name}: take another one")
+    for vip in vips:
+        subnet = interface.subnet_of(vip)
+        if subnet and vip in (subnet.network_address, subnet.broadcast_address):
+            kind = "network" if vip == subnet.network_address else "broadcast"
+            problems.append(f"VIP {vip} is the {kind} address of {subnet} on {interface.name}: take another one")
     return problems
 
 

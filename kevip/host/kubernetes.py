@@ -67,6 +67,19 @@ def problem(target: IPv4Address, mode: Mode | None, *, rewrites: bool) -> str:
     return ""
 
 
+def services(targets: Iterable[IPv4Address], interfaces: Sequence[Interface], saved: Sequence[str]) -> list[str]:
+    """Say which of several targets cannot be here, because of what kube-proxy does for them."""
+    found = list[str]()
+    for each in targets:
+        mode = mode_of(each, interfaces, saved)
+        if mode and mode.translates:
+            alone = "a TARGET that others translate needs a group of its own, with nothing but --target"
+            found.append(f"target {each} is a cluster-IP, and kube-proxy is in {mode} mode here: {alone}")
+        else:
+            found += filter(None, [problem(each, mode, rewrites=True)])
+    return found
+
+
 def in_ipvs(address: IPv4Address) -> bool:
     """Whether the kernel's IPVS has a service of the address."""
     return has_ipvs_service(address, _ipvs_services())

@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -12,6 +13,7 @@ from kevip.host import command, netlink
 _ANY_PORT = 9
 _GET_ROUTE, _ROUTE = 26, struct.Struct("=8BI")  # linux/rtnetlink.h: family, 32 bits of destination, and what is asked
 _DESTINATION, _OUT, _LOCAL = 1, 4, 2
+_AT_ONCE = 16  # routes that are looked at each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +72,28 @@ def outgoing(target: IPv4Address) -> str:
     return ""
 
 
-def incoming(interface: str, target: IPv4Address) -> tuple[str, ...]:
-    """Return the interfaces on which packets come in that are to be forwarded: the VIP's, and that of the answers."""
-    return tuple(dict.fromkeys(each for each in (interface, outgoing(target)) if each))
+def incoming(interface: str, targets: Iterable[IPv4Address]) -> tuple[str, ...]:
+    """Return the interfaces on which packets come in that are to be forwarded: the VIP's, and those of answers."""
+    return tuple(dict.fromkeys(filter(None, (interface, *map(outgoing, targets)))))
+
+
+class Routes:
+    """The routes to any number of addresses, of which a few are looked at each time, in turn."""
+
+    def __init__(self, targets: Sequence[IPv4Address]) -> None:
+        self._targets, self._next = targets, 0
+        self._lost: dict[IPv4Address, str] = {}
+
+    def problem(self) -> str:
+        """Say to which of them there is no route, as far as that was looked at; "" if there is to all."""
+        turn = range(self._next, self._next + min(_AT_ONCE, len(self._targets)))
+        self._next = turn.stop % len(self._targets)
+        some = [self._targets[each % len(self._targets)] for each in turn]
+        for each in dict.fromkeys([*self._lost, *some]):
+            self._lost.pop(each, None)
+            if text := problem(each):
+                self._lost[each] = text
+        return next(iter(self._lost.values()), "")
 
 
 def default_interfaces() -> set[str]:

@@ -5,7 +5,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from time import monotonic, time
 
 BROADCAST = b"\xff" * 6
@@ -26,7 +26,7 @@ Test = tuple[list[Instruction], int, int, bool]  # what loads a value, how to co
 _LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _RETURN = 0x30, 0x28, 0x20, 0x06
 # Remember the IP header's length; load a byte, or a half-word, that far behind an offset.
 _LOAD_LENGTH, _LOAD_BEHIND, _LOAD_HALF_BEHIND = 0xB1, 0x50, 0x48
-_EQUAL, _ANY_BIT = 0x15, 0x45
+_EQUAL, _ANY_BIT, _AND = 0x15, 0x45, 0x54
 _FRAGMENT = 0x3FFF  # bits of the IP header's fourth half-word: more fragments, and the offset of this one
 _PACKET_TYPE, _VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030  # offsets of what the kernel knows of a packet (SKF_AD_OFF)
 
@@ -82,11 +82,15 @@ def datagrams(port: int, target: IPv4Address) -> list[Instruction]:
     )
 
 
-def arp_from(address: IPv4Address) -> list[Instruction]:
-    """Return the filter for ARP packets of others, requests and replies, whose sender says that it has an address."""
+def arp_from(network: IPv4Network) -> list[Instruction]:
+    """Return the filter for ARP packets of others, requests and replies, whose sender says it has one of its addresses.
+
+    Which of them, is for who hears it: a filter has no room for hundreds.
+    """
+    masked = [_load(_LOAD_WORD, 28), (_AND, 0, 0, int(network.netmask))]
     return _filter(
         ([_load(_LOAD_HALF, 12)], _EQUAL, ETH_P_ARP, True),
-        ([_load(_LOAD_WORD, 28)], _EQUAL, int(address), True),
+        (masked, _EQUAL, int(network.network_address), True),
     )
 
 

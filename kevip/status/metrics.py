@@ -79,7 +79,7 @@ class Exporter(Collector):
         """Yield all metrics."""
         for family in (*_of_daemon(self._record.snapshot()), *_of_host(self._look())):
             for sample in family.samples:
-                sample.labels["vip"] = str(self._record.vip)
+                sample.labels.setdefault("vip", str(self._record.vip))
             yield family
 
 
@@ -165,7 +165,9 @@ def _date(moment: Moment) -> float:
 def _of_host(facts: Facts | None) -> Iterator[Metric]:
     if not facts:
         return
-    yield _gauge("address_present", "Whether kevip has the VIP on this host.", bool(facts.leased))
+    here = {vip for vips in facts.leased.values() for vip in vips}
+    present = {str(vip): vip in here for vip in facts.vips}
+    yield _gauge("address_present", "Whether kevip has the VIP on this host.", present, "vip")
     if not facts.flaws:
         counters = dict.fromkeys(_PARTS, (0, 0)) | facts.counters()
         text = (

@@ -21,8 +21,9 @@ from kevip.status.runfile import StateFile, reported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The VIP as an address of an interface."""
+    """A VIP as an address of an interface."""
 
+    vip: IPv4Address
     interface: str
     prefix: int
     seconds: int | None  # what is left of a lease, None if it is none of kevip's
@@ -30,9 +31,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All that is known about a VIP here."""
+    """All that is known about a group here."""
 
-    vip: IPv4Address
+    vip: IPv4Address  # its first one
     at: Moment  # when that was, by the clock of the report
     run_dir: Path
     privileged: bool = True  # whether rules could be looked for
@@ -57,9 +58,18 @@ class Facts:
         return self.at - moment
 
     @property
-    def leased(self) -> list[str]:
-        """The interfaces on which the VIP is a lease of kevip's."""
-        return [each.interface for each in self.held if each.seconds is not None]
+    def vips(self) -> list[IPv4Address]:
+        """All addresses of the group."""
+        return self.report.vips if self.report else [self.vip]
+
+    @property
+    def leased(self) -> dict[str, list[IPv4Address]]:
+        """The VIPs that are leases of kevip's, by the interface that they are on."""
+        found: dict[str, list[IPv4Address]] = {}
+        for each in self.held:
+            if each.seconds is not None:
+                found.setdefault(each.interface, []).append(each.vip)
+        return found
 
     @property
     def missing(self) -> list[str]:
@@ -102,9 +112,14 @@ class Look:
                     self._flaws[name] = str(error)
 
     def vips(self) -> list[IPv4Address]:
-        """Return every VIP of which there is something here: a daemon, a runtime file, a lease or rules."""
+        """Return every VIP of which there is something here: a daemon, a runtime file, a lease or rules.
+
+        Of a group, that is the first one.
+        """
         leased = {address.ip.ip for _, address in self._addresses if address.is_lease(address.ip.ip)}
-        return sorted(self._running | leased | reported(self._run_dir) | set(chain.from_iterable(self._rules.values())))
+        named = reported(self._run_dir)
+        others = {each for vip in named for each in StateFile(self._run_dir, vip).vips()[1:]} - named
+        return sorted((self._running | leased | named | set(chain.from_iterable(self._rules.values()))) - others)
 
     def at(self, vip: IPv4Address) -> Facts:
         """Return the facts about a VIP, with what its daemon says in its file."""
@@ -119,16 +134,21 @@ class Look:
             flaws += tuple(self._flaws.values())
         rules = {name: tuple(rules[vip]) for name, rules in self._rules.items() if vip in rules}
         parts = {rule.part for rule in chain.from_iterable(rules.values())}
-        tracked = None
+        tracked, vips = None, dict.fromkeys(report.vips if report else [vip])
         held = tuple(
-            Held(interface=name, prefix=each.ip.network.prefixlen, seconds=each.valid if each.is_lease(vip) else None)
+            Held(
+                vip=each.ip.ip,
+                interface=name,
+                prefix=each.ip.network.prefixlen,
+                seconds=each.valid if each.is_lease(each.ip.ip) else None,
+            )
             for name, each in self._addresses
-            if each.ip.ip == vip
+            if each.ip.ip in vips
         )
         if self._privileged:
             with suppress(KevipError):
                 rewritten = Part.REWRITE in parts
-                tracked = conntrack.survey(vip, rewritten=rewritten)
+                tracked = conntrack.survey(list(vips), rewritten=rewritten)
                 if Part.SNAT not in parts or rewritten:  # the source need not be the VIP, or nothing is translated
                     tracked = conntrack.Tracked(tracked.total)
         service, served = self._service(report)
@@ -160,7 +180,7 @@ class Look:
 
     def _foreign(self, report: Record | None, *, source: bool) -> tuple[str, ...]:
         """Return the chains that may translate before the rules that a daemon has, or would have."""
-        backend = installed().get(report.dataplane) if report and report.target and self._privileged else None
+        backend = installed().get(report.dataplane) if report and report.proxies and self._privileged else None
         with suppress(KevipError):
             return tuple(map(str, ahead(backend, base_chains(backend), source=source))) if backend else ()
         return ()

@@ -87,6 +87,8 @@ class Record:
 
     vip: IPv4Address
     target: IPv4Address | None
+    others: list[IPv4Address] = field(default_factory=list)  # VIPs of the group
+    forwards: list[str] = field(default_factory=list)  # what goes elsewhere than to the target
     vip_id: int
     interface: str
     dataplane: str
@@ -116,6 +118,16 @@ class Record:
     claims: dict[str, Moment] = field(default_factory=dict)  # the MAC addresses of others that claim the VIP, and when
     takeovers: Durations = field(default_factory=Durations)
     handovers: Durations = field(default_factory=Durations)
+
+    @property
+    def vips(self) -> list[IPv4Address]:
+        """All addresses of the group."""
+        return [self.vip, *self.others]
+
+    @property
+    def proxies(self) -> bool:
+        """Whether anything is proxied."""
+        return bool(self.target or self.forwards)
 
     def snapshot(self) -> "Record":
         """Return a copy that another thread may read: each collection is copied in one step."""
@@ -161,6 +173,8 @@ def _encode(value: Any, kind: Any, epoch: float) -> Any:
         return datetime.fromtimestamp(value + epoch, UTC).isoformat()
     if is_dataclass(value):
         return {name: _encode(getattr(value, name), of, epoch) for name, of in _kinds(value.__class__).items()}
+    if isinstance(value, list):
+        return [_encode(each, get_args(kind)[0], epoch) for each in value]
     if isinstance(value, dict):
         return {str(key): _encode(each, get_args(kind)[-1], epoch) for key, each in value.items()}
     return str(value) if isinstance(value, IPv4Address) else value

@@ -76,6 +76,13 @@ class StateFile:
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             raise KevipError(f"{self.path} is not what this version writes: restart its kevip") from None
 
+    def vips(self) -> list[IPv4Address]:
+        """Return the group of this VIP, as far as the file tells; this one first."""
+        with suppress(KevipError):
+            if record := self.read():
+                return record.vips
+        return [self.vip]
+
     def remove(self) -> bool:
         """Remove the file, and directories of kevip's that nobody else uses; say if it was there. Raises OSError."""
         there = self.path.exists()

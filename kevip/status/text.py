@@ -21,7 +21,7 @@ from kevip.sync.replication import Copies
 
 _WIDTH = 80
 _LABEL = 15
-_PEERS = 8  # that are shown
+_PEERS, _FORWARDS = 8, 12  # that are shown
 _COLUMNS = 17, 7, 4, 6, 8, 16  # of their table
 _REACHED = {True: "up", False: "down", None: "-"}
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -93,8 +93,11 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         if report.standby:
             yield "standby", report.standby
         yield "target", _target(facts, report)
-    places = [f"on {each.interface}, {_lease(each.seconds)}" for each in facts.held]
-    yield "address", "; ".join(places) or "not here"
+    yield "address", _address(facts)
+    if report and report.forwards:
+        more = len(report.forwards) - _FORWARDS
+        yield from zip(chain(["forwards"], repeat("")), report.forwards[:_FORWARDS], strict=False)
+        yield from [("", f"{more} more")] if more > 0 else ()
     if facts.privileged:
         yield "rules", _rules(facts)
     if facts.foreign:
@@ -126,15 +129,28 @@ def _role(facts: Facts, report: Record) -> str:
 
 
 def _target(facts: Facts, report: Record) -> str:
-    health, subject = report.health, str(report.target or "none, the VIP is only held")
+    held = "by forwards only" if report.forwards else "none, the VIP is only held"
+    health, subject = report.health, str(report.target or held)
     if not health:
         return subject
-    subject, since = subject + ("" if report.target else "; what serves it"), duration(facts.age(health.since))
+    subject, since = subject + ("" if report.proxies else "; what serves it"), duration(facts.age(health.since))
     if health.up:
         trip = "" if health.round_trip_ms is None else f" in {health.round_trip_ms:g} ms"
         return f"{subject}, answers {health.check}{trip}, for {since}"
     problem = f": {health.problem}" if health.problem else ""
     return f"{subject}, does not answer {health.check} for {since}{problem}"
+
+
+def _address(facts: Facts) -> str:
+    if len(facts.vips) == 1:
+        return "; ".join(f"on {each.interface}, {_lease(each.seconds)}" for each in facts.held) or "not here"
+    soonest = {
+        name: min(each.seconds or 0 for each in facts.held if each.vip in vips) for name, vips in facts.leased.items()
+    }
+    number = len(facts.vips)
+    places = [f"{len(facts.leased[name])} of {number} on {name}, {_lease(left)}" for name, left in soonest.items()]
+    places += [f"{each.vip} on {each.interface}, {_lease(None)}" for each in facts.held if each.seconds is None]
+    return "; ".join(places) or f"none of {number} here"
 
 
 def _lease(seconds: int | None) -> str:
@@ -245,7 +261,10 @@ def as_json(found: Sequence[Facts]) -> dict[str, Any]:
 
 def _as_json(facts: Facts) -> dict[str, Any]:
     report, concluded = facts.report, verdict(facts)
-    held = [{"interface": each.interface, "lease_seconds": each.seconds, "prefix": each.prefix} for each in facts.held]
+    held = [
+        {"vip": str(each.vip), "interface": each.interface, "lease_seconds": each.seconds, "prefix": each.prefix}
+        for each in facts.held
+    ]
     return {
         "vip": str(facts.vip),
         "ok": concluded.ok,

@@ -1,7 +1,8 @@
 """What the facts about a VIP come to: one line that says whether they fit together, and if not, what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from itertools import chain
 
 from kevip.core.messages import Reason, Role
@@ -44,18 +45,25 @@ def _of_host(facts: Facts) -> Iterator[str]:
     """Say what others did that kevip does not touch, and why the report of its daemon is not to be relied on."""
     if not facts.privileged:
         yield "cannot tell: rules and reports need root (NET_ADMIN): sudo kevip status"
-    only_held = facts.report and not facts.report.target
+    only_held = facts.report and not facts.report.proxies
     for held in facts.held:
         if held.seconds is None and not (only_held and held.interface == IPVS_INTERFACE):
-            here = f"{facts.vip}/{held.prefix} dev {held.interface}"
-            yield f"the VIP is on {held.interface}, but not by kevip: ip address delete {here}"
+            here = f"{held.vip}/{held.prefix} dev {held.interface}"
+            yield f"{_named(facts, [held.vip])} is on {held.interface}, but not by kevip: ip address delete {here}"
     yield from facts.flaws
     yield from _of_daemon(facts)
 
 
+def _named(facts: Facts, vips: Sequence[IPv4Address]) -> str:
+    """Return what some VIPs of a group are called: of many, how many they are."""
+    if len(facts.vips) == 1:
+        return "the VIP"
+    return f"VIP {vips[0]}" if len(vips) == 1 else f"{len(vips)} of {len(facts.vips)} VIPs"
+
+
 def _of_daemon(facts: Facts) -> Iterator[str]:
     """Say what is wrong with its daemon, and that there is a problem if it does not report."""
-    report, held = facts.report, [f"the VIP on {name}" for name in facts.leased]
+    report, held = facts.report, [f"{_named(facts, vips)} on {name}" for name, vips in facts.leased.items()]
     left = " and ".join([*held, *(f"rules in {prefix}" for prefix in facts.rules)])
     if not facts.running and left:
         yield f"no kevip runs here, and one left {left}: start it, or: kevip cleanup --vip {facts.vip}"
@@ -84,8 +92,8 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
         yield f"conntrackd does not run: {lost}: its log says why, at conntrackd.ended"
     if (health := report.health) and not health.up:
         silent = f"does not answer {health.check}{f' ({health.problem})' if health.problem else ''}"
-        if report.target:
-            yield f"{report.target} {silent}: look at it, and at the route to it"
+        if report.proxies:
+            yield f"{report.target or 'TARGET'} {silent}: look at it, and at the route to it"
         elif report.role is Role.MASTER:
             yield f"what serves the VIP {silent}, here or on any peer"
 
@@ -105,8 +113,9 @@ def _of_rules(facts: Facts, report: Record) -> Iterator[str]:
 
 
 def _of_master(facts: Facts, report: Record) -> Iterator[str]:
-    if report.interface not in facts.leased:
-        yield f"it is master without the VIP on {report.interface}: {_SOON}"
+    here = facts.leased.get(report.interface, [])
+    if missing := [each for each in facts.vips if each not in here]:
+        yield f"it is master without {_named(facts, missing)} on {report.interface}: {_SOON}"
     if macs := ", ".join(report.claims):
         yield f"{macs} answers ARP for the VIP too, and is no peer that is heard: kevip check says who it is"
     lately = max(report.since + _SETTLING, facts.at - _FRESH)
@@ -132,9 +141,9 @@ def _of_others(facts: Facts, report: Record) -> Iterator[str]:
     if report.reason is Reason.NOBODY and not led and not report.standby:
         nobody = "nobody holds the VIP: this host cannot serve it or was cut off, and no peer took over"
         yield f"{nobody}: its log says why, at election.* and takeover.failed"
-    for name in facts.leased:
-        delete = f"ip address delete {facts.vip}/32 dev {name}"
-        yield f"the VIP is on {name}, but this host is not master: if this stays for 6 s: {delete}"
+    for name, vips in facts.leased.items():
+        delete = f"ip address delete {vips[0]}/32 dev {name}"
+        yield f"{_named(facts, vips)} is on {name}, but this host is not master: if this stays for 6 s: {delete}"
     if report.reason is Reason.UNFIT:
         failed = "this host cannot serve: its last takeover failed"
         yield f"{failed}: its log says why, at takeover.failed: see to that, and restart kevip"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from lab.network import Namespace
@@ -24,7 +24,7 @@ class Wired:
         self.is_led = False
         self.warned: list[object] = []
         self.loop = Loop(lambda: self.time)
-        self.announcer = Announcer(self.loop, VIP, lambda: self.is_led, self.warn)
+        self.announcer = Announcer(self.loop, [VIP], lambda: self.is_led, self.warn)
         self.announcer.attach("eth0")
 
     def warn(self, event: str, subject: object, **context: object) -> None:
@@ -57,7 +57,7 @@ class Wired:
 @pytest.fixture
 def wired(host: Namespace) -> Iterator[Wired]:
     """Give both ends of a cable."""
-    with host.entered(), closing(Wire("peer0", arp_from(VIP))) as neighbour:
+    with host.entered(), closing(Wire("peer0", arp_from(IPv4Network(VIP)))) as neighbour:
         made = Wired(neighbour)
         yield made
         made.announcer.detach()

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -264,7 +264,7 @@ def test_a_foreign_host_with_the_vip(pair: Pair) -> None:
 
 def test_more_hosts_with_the_vip_than_can_be_told_apart_are_warned_about(pair: Pair) -> None:
     with pair.network.client.entered():
-        wire = Wire("eth0", arp_from(IPv4Address(VIP)))
+        wire = Wire("eth0", arp_from(IPv4Network(VIP)))
     packets = [arp_reply(bytes([2, 0, 0, 0, 0, number])) for number in range(30)]
     with closing(wire):
 
@@ -301,7 +301,7 @@ def test_claims_of_a_master_that_was_not_heard_are_over_soon_when_it_is(pair: Pa
 def test_a_mac_address_that_changes_is_announced_as_it_is(host: Namespace) -> None:
     """That of a bond does, at each of its own failovers."""
     with host.entered():
-        wire = Wire("eth0", arp_from(IPv4Address(VIP)))
+        wire = Wire("eth0", arp_from(IPv4Network(VIP)))
     with closing(wire):
         host.run("ip", "link", "set", "dev", "eth0", "address", "02:00:00:00:00:77")
         assert wire.mac.hex(":") == "02:00:00:00:00:77"

@@ -21,29 +21,29 @@ def _foreign_address(host: Namespace) -> None:
 
 def test_is_held_and_dropped_as_often_as_you_like(host: Namespace) -> None:
     with host.entered():
-        lease.hold(VIP, "eth0")
-        lease.hold(VIP, "eth0")
+        lease.hold([VIP], "eth0")
+        lease.hold([VIP], "eth0")
         assert LEASE in host.addresses()
-        lease.drop(VIP, "eth0")
-        lease.drop(VIP, "eth0")
+        lease.drop([("eth0", VIP)])
+        lease.drop([("eth0", VIP)])
     assert host.addresses() == [OWN, FOREIGN]
 
 
 def test_ends_by_itself_unless_renewed(host: Namespace) -> None:
     with host.entered():
-        lease.hold(VIP, "eth0")
+        lease.hold([VIP], "eth0")
     eventually(lambda: not host.has(str(VIP)), within=2 * lease.LEASE, what="the kernel removes the VIP")
     assert host.addresses() == [OWN, FOREIGN]
 
 
 def test_is_never_the_source_of_the_hosts_own_traffic(host: Namespace) -> None:
     with host.entered():
-        lease.hold(VIP, "eth0")
+        lease.hold([VIP], "eth0")
     assert "src 10.77.0.11 " in host.run("ip", "route", "get", "10.77.0.50")
 
 
 def test_an_interface_that_is_gone_is_an_error_for_hold_and_none_for_drop(host: Namespace) -> None:
     with host.entered():
-        lease.drop(VIP, "eth9")
+        lease.drop([("eth9", VIP)])
         with pytest.raises(CommandError, match="Cannot find device"):
-            lease.hold(VIP, "eth9")
+            lease.hold([VIP], "eth9")

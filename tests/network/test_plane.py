@@ -66,7 +66,7 @@ class Host:
         self.loop = Loop(lambda: time.monotonic() + self.offset)
         self.proxy = Proxy(vip=VIP, target=TARGET, **settings)  # type: ignore[arg-type]
         self.rules = Ruleset(self.proxy, backend, follows=True)
-        self.plane = Plane(VIP, self.rules, self.loop, self, self.warn)
+        self.plane = Plane(self.rules, self.loop, self, self.warn)
         self.plane.interface = "eth0"
 
     def cleared(self, level: Level, *, ok: bool) -> None:

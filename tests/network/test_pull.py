@@ -123,7 +123,7 @@ def test_what_came_since_is_in_the_second_pull_also_from_the_heir_itself(lab: Ne
         clients.append(speaker.connect(lab.client))
         move(lab)
         with heir.entered():
-            conntrack.forget_untranslated(PROXY.vip)
+            conntrack.forget_untranslated([PROXY.vip])
         assert (pulled(heir).problem, told) == ("", [1, 1])
     speaker.speak()
     assert all(map(hears, clients))

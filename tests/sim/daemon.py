@@ -93,7 +93,7 @@ class Simulated:
         told = _reporter(host, daemon, self._state, str(question or ""))
         interval, fall, rise = (given.pop(name) for name in _CHECK)
         rules = Ruleset(Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft", "nft"), follows=True)
-        made = plane.Plane(VIP, rules, loop, daemon, told.warn_once)  # type: ignore[arg-type]
+        made = plane.Plane(rules, loop, daemon, told.warn_once)  # type: ignore[arg-type]
         made.interface = host.interface
         try:
             if removed := made.cleanup():
@@ -108,7 +108,7 @@ class Simulated:
             Parts(
                 engine=self.engine(given, told, daemon),
                 plane=made,
-                announcer=Announcer(loop, VIP, daemon.is_led, told.warn_once),  # type: ignore[arg-type]
+                announcer=Announcer(loop, [VIP], daemon.is_led, told.warn_once),  # type: ignore[arg-type]
                 handoff=Handoff(loop, Group(host), told, daemon.tell),  # type: ignore[arg-type]
                 watch=Watch(
                     loop,  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def candidacy_of_vrrp(host: Host, given: Mapping[str, Any]) -> vrrpd.Candidacy:
 
 
 def _locate() -> interface.Placement:
-    return interface.place(interface.listing(command.run_now), VIP, None)
+    return interface.place(interface.listing(command.run_now), [VIP], None)
 
 
 def _reporter(host: Host, daemon: Daemon, state: StateFile, check: str) -> reporter.Reporter:

@@ -23,7 +23,7 @@ _ROOM = 250
 """Packets that wait in a socket's queue, of the size of an advert; what comes then is dropped."""
 
 _LOAD_BYTE, _LOAD_HALF, _LOAD_WORD, _LOAD_LENGTH, _LOAD_BEHIND, _LOAD_HALF_BEHIND = 0x30, 0x28, 0x20, 0xB1, 0x50, 0x48
-_JUMP_EQUAL, _JUMP_ANY, _RETURN = 0x15, 0x45, 0x06
+_JUMP_EQUAL, _JUMP_ANY, _AND, _RETURN = 0x15, 0x45, 0x54, 0x06
 _SIZES = {_LOAD_BYTE: 1, _LOAD_HALF: 2, _LOAD_WORD: 4}
 _TYPE, _VLAN = 0xFFFFF004, 0xFFFFF030
 
@@ -79,6 +79,8 @@ def accepts(program: Sequence[Instruction], frame: bytes, *, outgoing: bool) -> 
             size = 1 if code == _LOAD_BEHIND else 2
             found = frame[length + operand : length + operand + size]
             value = int.from_bytes(found) if len(found) == size else -1
+        elif code == _AND:
+            value &= operand
         elif code in (_JUMP_EQUAL, _JUMP_ANY):
             at += jump if (value == operand if code == _JUMP_EQUAL else value & operand) else otherwise
         elif code == _RETURN:

@@ -296,7 +296,7 @@ def test_the_schema_knows_the_settings_of_the_command_line(chart: Chart) -> None
     schema = chart.schema
     assert schema
     known = schema["definitions"]["vip"]["properties"]["options"]["properties"]
-    own = {"vip", "target", "hold_only", "password", "password_file", "run_dir"}
+    own = {"vip", "target", "forwards", "forwards_file", "hold_only", "password", "password_file", "run_dir"}
     kinds = {each.name: each.type for each in cli.params if isinstance(each, click.Option) and each.envvar}
     camel = {name: name.split("_")[0] + name.title().replace("_", "")[len(name.split("_")[0]) :] for name in kinds}
     assert known.keys() == {camel[str(name)] for name in kinds if name not in own}

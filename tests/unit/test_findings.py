@@ -118,14 +118,14 @@ def test_looks_who_translates_sources_first(nat: list[str], runs: bool, verdict:
     (JUMP, False),
 ])  # fmt: skip
 def test_finds_rules_of_others_that_match_the_vip(rule: str, matches: bool) -> None:
-    [finding] = rules.matching({"iptables": saved("ACCEPT", rule)}, VIP)
+    [finding] = rules.matching({"iptables": saved("ACCEPT", rule)}, [VIP])
     assert finding.verdict == ("warning" if matches else "ok")
     assert (rule in finding.found) is matches
 
 
 def test_shows_a_few_of_many_rules_only() -> None:
     many = [f"-A PREROUTING -d {VIP}/32 -p tcp --dport {port} -j ACCEPT" for port in range(1, 8)]
-    findings = list(rules.matching({"iptables": saved("ACCEPT", *many)}, VIP))
+    findings = list(rules.matching({"iptables": saved("ACCEPT", *many)}, [VIP]))
     assert [each.found for each in findings][3:] == ["and 4 more"]
 
 

@@ -71,7 +71,7 @@ def test_only_a_short_lived_address_that_is_never_a_source_is_ours(address: Addr
     ((LO, ETH0, interface("tun0", "10.0.0.99/31")), None, ("eth0", "10.0.0.11")),  # point to point
 ])  # fmt: skip
 def test_places(interfaces: tuple[Interface, ...], name: str | None, placement: tuple[str, str]) -> None:
-    assert place(interfaces, VIP, name) == Placement(interface=placement[0], source=IPv4Address(placement[1]))
+    assert place(interfaces, [VIP], name) == Placement(interface=placement[0], source=IPv4Address(placement[1]))
 
 
 NO_SUBNET = "VIP 10.9.0.1 is in no subnet of this host ({}): take one that is, or say with --interface where it belongs"
@@ -103,5 +103,5 @@ OWN_ADDRESS = (
 ])  # fmt: skip
 def test_refuses(interfaces: tuple[Interface, ...], vip: str, name: str | None, problems: list[str]) -> None:
     with pytest.raises(HostError) as caught:
-        place(interfaces, IPv4Address(vip), name)
+        place(interfaces, [IPv4Address(vip)], name)
     assert list(caught.value.problems) == problems

@@ -137,7 +137,7 @@ OTHER: dict[str, Any] = {
     "target": IPv4Address("203.0.113.11"), "engine": "keepalived", "advert_interval": 2.0, "broadcast": True,
     "allow_from": ("x",), "ports": ("y",), "global_masquerade": True, "hold_only": True, "peers": (VIP + 1,),
     "check": parse_check("icmp"), "check_interval": 6, "check_fall": 4, "check_rise": 3, "dead_ratio": 4,
-    "preempt": True, "expect": 3, "sync": True, "sync_peers": (VIP + 1,),
+    "preempt": True, "forwards": ("z",), "source": VIP + 2, "expect": 3, "sync": True, "sync_peers": (VIP + 1,),
 }  # fmt: skip
 
 

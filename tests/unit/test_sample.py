@@ -22,6 +22,8 @@ def test_what_it_shows_as_defaults_is_what_they_are() -> None:
     }
     examples = {
         "PASSWORD_FILE",
+        "FORWARDS",
+        "FORWARDS_FILE",
         "ALLOW_FROM",
         "PORTS",
         "CHECK",

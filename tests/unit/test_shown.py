@@ -68,7 +68,7 @@ FACTS = Facts(
     at=NOW,
     run_dir=Path("/run/kevip"),
     report=REPORT,
-    held=(Held(interface="eth0", prefix=32, seconds=5),),
+    held=(Held(vip=VIP, interface="eth0", prefix=32, seconds=5),),
     rules={"iptables-nft": RULES},
     tracked=Tracked(8, 0, {("tcp", 443): 5, ("udp", 53): 3}),
 )
@@ -144,7 +144,7 @@ def test_it_fits_80_columns_whatever_there_is_to_say() -> None:
         rules={"iptables-nft": [f"nat -A KEVIP-DNAT-{vip} {'x' * number}" for number in range(90)]},
         health=Health(check="http://" + "x" * 200, up=False, since=ago(1e9), problem="y" * 200),
     )
-    held = tuple(Held(interface="i" * 15, prefix=32, seconds=number) for number in (None, 4 * 10**9))
+    held = tuple(Held(vip=VIP, interface="i" * 15, prefix=32, seconds=number) for number in (None, 4 * 10**9))
     for facts in (
         replace(FACTS, vip=vip, report=report, held=held),
         replace(FACTS, vip=vip, report=report, held=held[1:], tracked=Tracked(10**12, 10**12, {("tcp", 65535): 10**5})),

@@ -41,10 +41,10 @@ def values(schema: dict[str, Any], defaults: dict[str, Any], above: str = "") ->
 def of_vip() -> Iterator[str]:
     """Yield the rows of what an entry of vips may have; what may be set for all VIPs has a row there."""
     vip = SCHEMA["definitions"]["vip"]
-    needed = {*vip["required"], *vip["else"]["required"]}
+    needed = {*vip["required"], *vip["else"]["then"]["required"]}
     for name, each in vip["properties"].items():
         if name not in SCHEMA["properties"]:
-            note = "" if name not in needed else "yes" if name != "target" else "but for mode hold"
+            note = "" if name not in needed else "yes" if name != "target" else "but for mode hold, or with forwards"
             yield f"| `{name}` | {note} | {described(each)['description']} |\n"
 
 

@@ -24,7 +24,7 @@ RULES = tuple(
     Rule(text=f"nat -A KEVIP-DNAT-{VIP} -d {number} -j DNAT", part=Part.DNAT, packets=1, bytes=60)
     for number in range(3)
 )
-HERE = Held(interface="eth0", prefix=32, seconds=5)
+HERE = Held(vip=VIP, interface="eth0", prefix=32, seconds=5)
 
 
 def ago(seconds: float) -> float:

@@ -1,0 +1,85 @@
+"""A group of several VIPs and targets, taken and left as one: real TCP and UDP through every form of a forward."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from lab.network import DATAPLANES, VIP, Network, eventually
+from lab.replica import Replica, on_each_engine
+from lab.traffic import PORT, server, tcp_source, udp_source
+
+Start = Callable[..., Replica]
+
+VIP2, VIP3 = "10.77.0.101", "10.77.0.102"
+TARGET2, TARGET3 = "203.0.113.11", "203.0.113.12"
+FORWARDS = f"""
+    {VIP2}={TARGET2}          # all of it
+    :7001={TARGET2}           # a port of the first one
+    :7100-7101={TARGET3}      # some ports
+    {VIP3}:7443={TARGET3}:8443,{VIP3}:7053/udp={TARGET3}
+"""
+SERVED = [(TARGET2, PORT), (TARGET2, 7001), (TARGET3, 7101), (TARGET3, 8443), (TARGET3, 7053)]
+
+
+@pytest.fixture
+def targets(network: Network) -> Iterator[Network]:
+    """Have two more targets, which serve some ports."""
+    with ExitStack() as servers:
+        for address in (TARGET2, TARGET3):
+            network.target.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+        for address, port in SERVED:
+            servers.enter_context(server(network.target, address, port))
+        yield network
+
+
+def fate(ask: Callable[..., str], network: Network, vip: str, port: int) -> str:
+    """Return the source that a target sees, or how that fails."""
+    try:
+        return ask(network.client, vip, port, timeout=1.0)
+    except ConnectionRefusedError:
+        return "refused"
+    except TimeoutError:
+        return "dropped"
+
+
+ROUTES = [
+    (VIP, PORT, "tcp"), (VIP, PORT, "udp"), (VIP, 7001, "tcp"), (VIP, 7101, "tcp"),
+    (VIP2, PORT, "tcp"), (VIP2, PORT, "udp"), (VIP2, 7001, "udp"), (VIP3, 7443, "tcp"), (VIP3, 7053, "udp"),
+]  # fmt: skip
+NOWHERE = [(VIP, 7100, "tcp"), (VIP3, 8443, "tcp"), (VIP3, 7053, "tcp"), (VIP3, PORT, "tcp")]
+
+
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_each_forward_goes_to_its_target_which_sees_the_vip_before_and_after_a_failover(
+    targets: Network, start: Start, dataplane: str
+) -> None:
+    replicas = [start(node, dataplane=dataplane, forward=FORWARDS) for node in targets.nodes[:2]]
+    for _ in range(2):
+        master = targets.settled(among=[each.node for each in replicas])
+        assert all(master.has(vip) for vip in (VIP, VIP2, VIP3))
+        for vip, port, protocol in ROUTES:
+            ask = tcp_source if protocol == "tcp" else udp_source
+            assert (vip, port, protocol, fate(ask, targets, vip, port)) == (vip, port, protocol, vip)
+        for vip, port, _protocol in NOWHERE:
+            assert (vip, port, fate(tcp_source, targets, vip, port)) == (vip, port, "refused")
+        [leaver] = [each for each in replicas if each.node == master]
+        before = leaver.node.rules()
+        assert leaver.stop()[0] == 0
+        assert not any(leaver.node.has(vip) for vip in (VIP, VIP2, VIP3))
+        assert before != leaver.node.rules()
+        replicas.remove(leaver)
+
+
+@on_each_engine
+def test_targets_see_one_of_the_vips_for_all(targets: Network, start: Start) -> None:
+    start(targets.nodes[0], forward=FORWARDS, source=VIP2).master()
+    found = {fate(tcp_source if kind == "tcp" else udp_source, targets, vip, port) for vip, port, kind in ROUTES}
+    assert found == {VIP2}
+
+
+def test_one_address_of_many_that_was_deleted_is_added_again(targets: Network, start: Start) -> None:
+    replica = start(targets.nodes[0], forward=FORWARDS).master()
+    replica.node.run("ip", "address", "delete", f"{VIP3}/32", "dev", "eth0")
+    said = replica.logged("drift.repaired")
+    assert said["what"] == [f"address {VIP3} missing on eth0"]
+    eventually(lambda: replica.node.has(VIP3), what="it is there again")
