@@ -10,22 +10,14 @@ from pathlib import Path
 import pytest
 from lab.cluster import CLUSTER_IP, MODES, POD_PORT, Service, cluster
 from lab.network import TARGET, VIP, Network
+from lab.recipes import ROOT, recipe
 from lab.replica import Replica
 from lab.traffic import partner, server, tcp_source
 
 Start = Callable[..., Replica]
 
-ROOT = Path(__file__).parents[2]
 POSTFIX = ROOT / "script/postfix"
 NAMES = ("api.partner.example", "db.partner.example", "mail.partner.example")
-
-
-def recipe(heading: str, language: str, number: int = 0) -> str:
-    """Return a block of code below a heading of docs/clients.md, for the VIP of the lab."""
-    text = (ROOT / "docs/clients.md").read_text()
-    section = re.split(r"^#", text.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
-    block: str = re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[number]
-    return block.replace("192.0.2.100", VIP)
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +71,15 @@ def seen(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_a_name_in_the_hosts_file_leads_through_the_vip(run: Run) -> None:
-    done = run("curl", "--silent", "--show-error", f"https://{NAMES[0]}/", hosts=recipe("On hosts", "hosts"))
+    done = run(
+        "curl", "--silent", "--show-error", f"https://{NAMES[0]}/", hosts=recipe("clients.md", "On hosts", "hosts")
+    )
     assert seen(done) == [VIP, NAMES[0], NAMES[0]]
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["resolve", "connect-to"])
 def test_curl_takes_the_address_apart_from_the_name(run: Run, number: int) -> None:
-    assert seen(run("sh", "-c", recipe("curl", "sh", number))) == [VIP, NAMES[0], NAMES[0]]
+    assert seen(run("sh", "-c", recipe("clients.md", "curl", "sh", number))) == [VIP, NAMES[0], NAMES[0]]
 
 
 def test_the_address_alone_fails_at_the_certificate(run: Run) -> None:
@@ -94,16 +88,16 @@ def test_the_address_alone_fails_at_the_certificate(run: Run) -> None:
 
 
 def test_libpq_takes_the_address_apart_from_the_name(run: Run) -> None:
-    done = run("sh", "-c", recipe("Postgres", "sh").replace("psql ", "psql --tuples-only --no-align "))
+    done = run("sh", "-c", recipe("clients.md", "Postgres", "sh").replace("psql ", "psql --tuples-only --no-align "))
     assert seen(done) == [VIP, NAMES[1]]
 
 
 def test_python_takes_the_address_apart_from_the_name(run: Run) -> None:
-    assert seen(run(sys.executable, "-", stdin=recipe("Python", "python"))) == [VIP, NAMES[0], NAMES[0]]
+    assert seen(run(sys.executable, "-", stdin=recipe("clients.md", "Python", "python"))) == [VIP, NAMES[0], NAMES[0]]
 
 
 def test_postfix_takes_the_address_apart_from_the_name(run: Run, certificate: Path) -> None:
-    asked = recipe("Postfix", "sh").replace("/etc/ssl/certs/ca-certificates.crt", f"{certificate}.crt")
+    asked = recipe("clients.md", "Postfix", "sh").replace("/etc/ssl/certs/ca-certificates.crt", f"{certificate}.crt")
     told = run("sh", "-c", f"{POSTFIX} {asked}").stdout
     assert ("Verified TLS connection established" in told, f"{VIP} {NAMES[2]}" in told) == (True, True), told
     assert "Verified TLS" not in run("sh", "-c", f"{POSTFIX} {asked}".replace(NAMES[2], "other.example")).stdout
@@ -113,7 +107,7 @@ def test_postfix_knows_the_settings_that_are_shown(tmp_path: Path) -> None:
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([str(POSTFIX), *words], capture_output=True, text=True, check=True)
 
-    (tmp_path / "main.cf").write_text(recipe("Postfix", "postfix"))
+    (tmp_path / "main.cf").write_text(recipe("clients.md", "Postfix", "postfix"))
     (tmp_path / "master.cf").touch()
     done = ask("postconf", "-c", str(tmp_path), "-n")
     assert (done.stderr, f"relayhost = [{VIP}]:587" in done.stdout) == ("", True)
@@ -123,11 +117,11 @@ def test_postfix_knows_the_settings_that_are_shown(tmp_path: Path) -> None:
 
 def test_the_lines_for_keepalive_take_effect(vip: Network, run: Run) -> None:
     """With libpq's, and with the host's sysctl for what switches keepalive on, and no more."""
-    psql = recipe("Postgres", "sh").replace(
+    psql = recipe("clients.md", "Postgres", "sh").replace(
         "--command 'select now()'", "--command 'select 1' --command '\\! ss -Htno dport 5432'"
     )
     assert re.search(r"timer:\(keepalive,(2[0-9]|30)", run("sh", "-c", psql).stdout)
-    for line in recipe("Keepalive and time limits", "sysctl").splitlines():
+    for line in recipe("clients.md", "Keepalive and time limits", "sysctl").splitlines():
         vip.client.run("sysctl", "-w", line.replace(" ", ""))
     program = (
         f"import socket, subprocess; s = socket.create_connection(('{VIP}', 443))\n"
