@@ -155,7 +155,11 @@ OTHERS = {
         "volume",
     ]
 }
-VARIABLES = {param.envvar: param.opts[0] for param in cli.params if isinstance(param, click.Option) and param.envvar}
+VARIABLES = {
+    param.envvar: param.opts[0]
+    for param in OPTIONS
+    if isinstance(param, click.Option) and param.envvar and not param.is_flag
+}
 
 
 @each_present
