@@ -1,4 +1,4 @@
-"""docs/settings.md says what the command line is. Run as a program, this file writes its table anew."""
+"""docs/settings.md says what the command line is; the README is short. Run as a program, this file writes its table anew."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ import click
 from kevip.cli import cli
 from kevip.errors import ExitStatus
 
+README = Path(__file__).parents[2] / "README.md"
 SETTINGS = Path(__file__).parents[2] / "docs" / "settings.md"
 REQUIRED = "  [required]"
 TABLE = re.compile(r"^\| flag \| variable \|.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
@@ -33,6 +34,10 @@ def test_the_settings_table_is_that_of_the_command_line() -> None:
 def test_the_exit_statuses_are_all_there() -> None:
     text = SETTINGS.read_text()
     assert [f"| {status.value} |" for status in ExitStatus if f"\n| {status.value} | " not in text] == []
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len(README.read_text().splitlines()) <= 200, "move what is for one task only to docs/"
 
 
 if __name__ == "__main__":
