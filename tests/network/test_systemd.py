@@ -108,7 +108,7 @@ def install(boot: Boot) -> Boot:
 def configure(machine: Machine, name: str = "web", **settings: object) -> None:
     """Write an instance's settings, as an administrator does."""
     text = machine.file("etc/kevip/example.env.sample").read_text()
-    for key, value in ({"VIP": VIP, "PASSWORD": f"'{PASSWORD}'"} | settings).items():
+    for key, value in ({"VIP": VIP, "PASSWORD": f"'{PASSWORD}'", "ALLOW_FROM": ""} | settings).items():
         text += f"{key}={value}\n"
     machine.file(f"etc/kevip/{name}.env").write_text(text)
 

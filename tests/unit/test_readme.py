@@ -1,4 +1,4 @@
-"""docs/settings.md says what the command line is; the README is short. Run as a program, this file writes its table anew."""
+"""docs/settings.md says what the command line is; the README is short. Run as a program, this writes the table anew."""
 
 import re
 from pathlib import Path
