@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from lab.cluster import CLUSTER_IP, MODES, POD_PORT, Service, cluster
 from lab.network import TARGET, VIP, Network
 from lab.recipes import ROOT, recipe
 from lab.replica import Replica
-from lab.traffic import partner, server, tcp_source
+from lab.traffic import PORT, partner, server, tcp_source
 
 Start = Callable[..., Replica]
 
@@ -129,6 +130,27 @@ def test_the_lines_for_keepalive_take_effect(vip: Network, run: Run) -> None:
         "print(subprocess.run(['ss', '-Htno', 'dport', '443'], capture_output=True, text=True).stdout)"
     )
     assert re.search(r"timer:\(keepalive,(2[0-9]|30)", run(sys.executable, "-c", program).stdout)
+
+
+def test_keepalive_brings_a_silent_client_back_after_a_crash(network: Network, start: Start) -> None:
+    """The server speaks on, and the client only listens: what comes from TARGET is dropped until the client sends."""
+    master = start(network.nodes[0], advskew=1).master()
+    start(network.nodes[1], advskew=20).ready()
+    with network.client.entered():
+        connection = socket.create_connection((VIP, PORT), timeout=60)
+    with connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            connection.setsockopt(socket.IPPROTO_TCP, option, 1)
+        connection.send(b"chat\n")
+        while b"chat" not in connection.recv(1000):
+            pass
+        network.cut(master.node)
+        master.kill()
+        assert network.settled(among=network.nodes[1:]) == network.nodes[1]
+        while len(connection.recv(65536)) == 65536:  # what was there before
+            pass
+        assert b"chat" in connection.recv(1000)
 
 
 @pytest.mark.parametrize("mode", MODES)
