@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from lab.cluster import CLUSTER_IP, MODES, POD_PORT, Service, cluster
+from lab.documents import ROOT, recipe
 from lab.network import TARGET, VIP, Network
-from lab.recipes import ROOT, recipe
 from lab.replica import Replica
 from lab.traffic import PORT, partner, server, tcp_source
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lab.documents import recipe
 from lab.network import VIP, Namespace, Network
-from lab.recipes import recipe
 from lab.traffic import answers, tcp_source, udp_source
 
 HEADING = "One line, or sixty"

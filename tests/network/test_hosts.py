@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from lab.documents import recipe
 from lab.network import LAN, VIP, Network, eventually
-from lab.recipes import recipe
 from lab.replica import Replica, on_each_engine
 from lab.traffic import Conversations, Probe, tcp_source
 

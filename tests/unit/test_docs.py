@@ -11,46 +11,20 @@ import click
 import kubernetes_validate
 import pytest
 import yaml
+from lab.documents import DOCUMENTS, ROOT, SPAN, anchors, blocks, commands, prose, spans
 
 from kevip.cli import cli
 from kevip.config import Malformed
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("deploy/**/*.md")]
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PLACES = "docs|script|deploy|tests|kevip|bench"
 PLACEHOLDERS = {"CLUSTER_IP": "10.96.0.50", "VIP": "192.0.2.100", "POD": "pod", "NAME": "name"}
-
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 each_present = pytest.mark.parametrize(
     "document",
     [each for each in DOCUMENTS if each.name != "CHANGELOG.md"],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-
-
-def prose(document: Path) -> str:
-    """Return a document without its blocks of code."""
-    return FENCE.sub("", document.read_text())
-
-
-def blocks(document: Path, language: str) -> list[str]:
-    """Return the blocks of code that are in a language, without what indents them."""
-    found = FENCE.findall(document.read_text())
-    return [re.sub(f"^{indent}", "", text, flags=re.MULTILINE) for indent, named, text in found if named == language]
-
-
-def spans(document: Path) -> list[str]:
-    """Return what is set as code within a line."""
-    return [" ".join(text.split()) for _, text in SPAN.findall(prose(document))]
-
-
-def anchors(document: Path) -> set[str]:
-    """Return the anchors of a document's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 @each_document
@@ -84,17 +58,6 @@ def test_each_document_that_a_file_names_is_there() -> None:
         if not (ROOT / name).exists()
     }
     assert dead == set()
-
-
-def commands(document: Path) -> Iterator[list[str]]:
-    """Yield each command line of a document's shell blocks, as words; what is not plain shell is left out."""
-    for block in blocks(document, "sh"):
-        for line in re.sub(r"\\\n", " ", block).splitlines():
-            for part in re.split(r"\||&&|;", re.sub(r"#.*|>.*|<.*", "", line)):
-                try:
-                    yield shlex.split(part)
-                except ValueError:
-                    continue
 
 
 @each_document
