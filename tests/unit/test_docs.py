@@ -154,3 +154,13 @@ def test_each_block_of_yaml_parses_and_kubernetes_knows_its_objects(document: Pa
                 ".k8s.io", ""
             ):
                 kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+
+
+@each_present
+def test_each_event_that_is_named_is_logged(document: Path) -> None:
+    source = "".join(path.read_text() for path in (ROOT / "kevip").rglob("*.py"))
+    kinds = set(re.findall(r'"([a-z]+)\.[a-z_]+"', source))
+    named = [span for span in spans(document) if re.fullmatch(r"[a-z]+\.[a-z_]+", span)]
+    named = [span for span in named if span.partition(".")[0] in kinds and not span.endswith((".py", ".service"))]
+    named += re.findall(r'"event": "([^"]+)"', document.read_text())
+    assert [each for each in named if f'"{each}"' not in source] == []
