@@ -1,8 +1,12 @@
 # kevip as an image: configured by environment variables or arguments, run with the host's network. docs/image.md has the
 # sizes, and the reasons.
 
+# A release is built on the digest of that day, --build-arg BASE=debian:bookworm-slim@sha256:..., and says so in its labels, which
+# script/labels prints. No digest stands here: it would keep this base's security fixes out until somebody changes it.
+ARG BASE=debian:bookworm-slim
+
 # What pip downloads is what uv.lock says, with its hashes. Behind a proxy that ends TLS: --secret id=ca,src=ITS_CA.crt
-FROM debian:bookworm-slim AS build
+FROM $BASE AS build
 RUN --mount=type=secret,id=ca,target=/usr/local/share/ca-certificates/build.crt \
     apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
@@ -24,7 +28,7 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
     && /opt/build/bin/pip --python /opt/kevip/bin/python install --no-cache-dir --no-deps /opt/build/kevip-*.whl
 
 # Debian without what installs and administers Debian: nobody does that in a container, and it is a third of the size.
-FROM debian:bookworm-slim AS system
+FROM $BASE AS system
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 ucarp keepalived iptables nftables iproute2 conntrack tini \
         ca-certificates conntrackd \

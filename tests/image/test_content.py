@@ -1,7 +1,9 @@
 """What is in the image, what is not, and that each command of kevip runs in it."""
 
 import json
+import re
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 from lab.container import IMAGE, Container, invoke, podman
@@ -9,6 +11,7 @@ from lab.network import Namespace
 from lab.replica import PASSWORD
 
 from kevip.cli import cli
+from kevip.status.record import VERSION
 
 Start = Callable[..., Container]
 
@@ -33,8 +36,13 @@ def test_it_is_small(node: Namespace) -> None:
 
 def test_it_says_what_it_is(node: Namespace) -> None:
     [image] = json.loads(podman(node, "image", "inspect", IMAGE))
-    labels = {name.removeprefix("org.opencontainers.image.") for name in image["Labels"]}
-    assert {"title", "description", "licenses"} <= labels
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in image["Labels"].items()}
+    assert {"title", "description", "licenses"} <= labels.keys()
+    assert labels["version"] == VERSION
+    assert re.fullmatch("[0-9a-f]{40}", labels["revision"])
+    assert datetime.fromisoformat(labels["created"]).tzinfo
+    assert labels["source"] == labels["url"] == "https://example.com/kevip"
+    assert labels["documentation"] == "https://example.com/kevip#readme"
     assert image["Healthcheck"]["Test"] == ["CMD", "kevip-probe", "live"]
 
 

@@ -328,6 +328,7 @@ def test_the_notes_name_each_vip_and_the_objects_to_look_at(chart: Chart) -> Non
             in notes
         )
     assert "secret" not in notes.lower()
+    assert "name it in image.repository" in notes
     assert "IPVS" not in notes
     assert "IPVS" in chart.render({"vips": [PLAIN | {"mode": "ingress"}]}, name="edge")["kevip/templates/NOTES.txt"]
 
