@@ -91,10 +91,8 @@ class _Turn:
             case msg.Heard():
                 self.set(peers=now_is.peers.hear(event))
                 return self.now_is.peers is not now_is.peers
-            case msg.Target(reached):
-                if reached is not now_is.reached:
-                    self.set(reached=reached, reached_since=self.now)
-                self.set(fit=now_is.fit if reached is None else reached)
+            case msg.Target():
+                self._learn_of_target(event)
             case msg.Standby(until, out):
                 self.set(standby=until, out=out, resign_from=-inf)
             case msg.Pulled() if now_is.level is Level.DRAINING and now_is.lower_at < inf:
@@ -109,6 +107,14 @@ class _Turn:
             case msg.Tick():
                 self._tick()
         return True
+
+    def _learn_of_target(self, target: msg.Target) -> None:
+        now_is, reached = self.now_is, target.reached
+        if reached is not now_is.reached:
+            self.set(reached=reached, reached_since=self.now)
+        if reached and not now_is.fit:  # a master that sees the same a moment later would lose the VIP for nothing
+            self.set(agreed=self.now + target.within)
+        self.set(fit=now_is.fit if reached is None else reached)
 
     def _awaits(self, level: Level) -> bool:
         """Whether the host is being brought down to this level, and was not told otherwise since."""
@@ -341,7 +347,7 @@ def _master(turn: _Turn, event: msg.Event) -> None:
             _weigh(turn, detail)
         case msg.Standby(out=True):
             turn.leave(Then.OUT, Reason.STANDBY)
-        case msg.Standby() | msg.Tick() if {turn.was.standby, turn.now_is.standby, turn.was.settled} != {-inf}:
+        case msg.Standby() | msg.Tick() if states.is_waited_for(turn.was) or states.is_waited_for(turn.now_is):
             _weigh(turn)
 
 

@@ -127,10 +127,14 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whether TARGET is reached from here, None if that is not known; ``detail`` may say why not."""
+    """Whether TARGET is reached from here, None if that is not known; ``detail`` may say why not.
+
+    Hosts to which the same happens learn of it ``within`` so many seconds of each other.
+    """
 
     reached: bool | None
     detail: str = ""
+    within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

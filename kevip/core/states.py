@@ -133,6 +133,7 @@ class Instance:
     reached: bool | None = None  # the last word on TARGET
     reached_since: float = -inf
     fit: bool = True  # the last that was known of TARGET
+    agreed: float = -inf  # when others know as well that it answers again: until then they come first
     standby: float = -inf  # until when fit peers come first
     out: bool = False  # until then it takes no part
     settled: float = -inf  # until when they do because the engine has just started
@@ -145,7 +146,7 @@ class Instance:
 def next_due(traits: Traits, instance: Instance) -> float:
     """Return when an instance wants a Tick, at the latest."""
     due = instance.state.due if isinstance(instance.state, Leaving) else inf
-    ends = min((each for each in (instance.standby, instance.settled) if each > -inf), default=inf)
+    ends = min((each for each in _waits(instance) if each > -inf), default=inf)
     return min(instance.tick, instance.lower_at, instance.give_up, due, ends, start_due(traits, instance))
 
 
@@ -172,15 +173,25 @@ def start_due(traits: Traits, instance: Instance) -> float:
 
 
 def deserves(instance: Instance, now: float) -> bool:
-    """Whether this host should come before those that are not fit: a master need not settle."""
-    settled = now >= instance.settled or isinstance(instance.state, Master)
+    """Whether this host should come before those that are not fit: who serves need not settle, nor wait for others."""
+    settled = now >= max(instance.settled, instance.agreed) or isinstance(instance.state, Master | Leaving)
     return instance.fit and now >= instance.standby and settled
 
 
+def _waits(instance: Instance) -> tuple[float, ...]:
+    return instance.standby, instance.settled, instance.agreed
+
+
+def is_waited_for(instance: Instance) -> bool:
+    """Whether time alone may change what this host deserves."""
+    return max(_waits(instance)) > -inf
+
+
 def ended(instance: Instance, now: float) -> dict[str, object]:
-    """Return what becomes of a standby that is over, and of settling."""
+    """Return what becomes of a standby that is over, and of what else is waited for."""
     standby: dict[str, object] = {"standby": -inf, "out": False} if now >= instance.standby else {}
-    return standby | ({"settled": -inf} if now >= instance.settled else {})
+    settled: dict[str, object] = {"settled": -inf} if now >= instance.settled else {}
+    return standby | settled | ({"agreed": -inf} if now >= instance.agreed else {})
 
 
 def check(instance: Instance) -> str:

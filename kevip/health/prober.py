@@ -40,14 +40,15 @@ class Judge:
 class Prober:
     """Asks every ``interval`` seconds, in a thread, until it is closed; readable when there are answers.
 
-    What is not answered after ``patience`` seconds is told as a failure then, though the question may hang.
+    What is not answered after ``patience`` seconds is told as a failure then, though the question may hang. So there
+    are ``period`` seconds between two answers, at most.
     """
 
     def __init__(
         self, question: Callable[[IPv4Address | None], Answer], *, interval: float, patience: float = PATIENCE
     ) -> None:
         self._asker = Asker(question, patience)
-        self._interval = interval
+        self._interval, self.period = interval, max(interval, patience)
         self.source: IPv4Address | None = None
         self._answers: SimpleQueue[tuple[IPv4Address | None, Answer]] = SimpleQueue()
         self._ready = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -9,6 +9,7 @@ from kevip.health.prober import Judge, Prober
 from kevip.loop import Loop
 
 GLANCE = 0.5  # seconds between looks at the route, which cost next to nothing
+_MORE = 1.0  # seconds by which hosts may differ besides the time between two answers
 
 
 class Watch:
@@ -32,6 +33,7 @@ class Watch:
         self._loop, self._tell, self._told = loop, tell, told
         self._judge, self._prober = judge, prober
         self._vip = vip
+        self._within = (prober.period if prober else 0) + _MORE
         self._unrouted, self._problem = unrouted, ""
         if unrouted:
             loop.after(0, self._glance)
@@ -61,7 +63,8 @@ class Watch:
 
     def _say(self) -> None:
         answers = None if self._prober and not self._judge.known else self._judge.up
-        self._tell(Target(False, self._problem) if self._problem else Target(answers))
+        reached = False if self._problem else answers
+        self._tell(Target(reached, self._problem, self._within))
 
     def close(self) -> None:
         """Ask no more."""

@@ -269,7 +269,7 @@ class Prober:
     def __init__(self, host: Host, *, interval: float) -> None:
         self._host, self._world = host, host.world
         self._process = host.node.process
-        self._interval = interval
+        self._interval, self.period = interval, max(interval, _PATIENCE)
         self._source = Source(host.world)
         self._answers: list[tuple[IPv4Address | None, Answer]] = []
         self.source: IPv4Address | None = None

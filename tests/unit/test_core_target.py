@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from dialogue import HOLDS, PEER, SLOW, Host, backup, joining, leaving, master
+from dialogue import HOLDS, PEER, QUICK, SLOW, Host, backup, joining, leaving, master
 
 from kevip.core.instance import AGREE, LEASE, LOOK_AGAIN
 from kevip.core.messages import (
@@ -36,6 +36,8 @@ from kevip.core.states import (
     Master,
     Stopped,
     Then,
+    Traits,
+    is_waited_for,
 )
 
 
@@ -221,3 +223,40 @@ def test_a_master_that_stays_has_the_address_again_before_it_advertises() -> Non
     host = leaving(Then.STAY)
     effects = host.elected("up", after=LEASE)
     assert effects.index(Apply(Level.HELD)) < effects.index(Proceed("up"))
+
+
+def test_a_backup_that_reaches_target_again_waits_until_the_master_must_know_it_as_well() -> None:
+    host = backup(QUICK)
+    assert host.tell(Target(reached=False)) == [Rerank(fit=False)]
+    assert host.tell(Target(True, within=6.0), after=60) == []
+    assert host.tell(Target(True, within=6.0), after=5) == []
+    assert host.wait(0.9) == [Do.LOOK]
+    assert host.wait(0.1) == [Rerank(fit=True)]
+    assert not is_waited_for(host.instance)
+
+
+def test_a_backup_that_loses_target_while_it_waits_stays_unfit() -> None:
+    host = backup(QUICK)
+    host.tell(Target(reached=False))
+    host.tell(Target(True, within=6.0), Target(reached=False))
+    assert Rerank(fit=True) not in host.wait(60)
+    host.tell(Target(True, within=6.0))
+    assert Rerank(fit=True) not in host.wait(5.9)
+    assert Rerank(fit=True) in host.wait(0.1)
+
+
+@pytest.mark.parametrize("traits", [SLOW, QUICK])
+def test_a_master_that_reaches_target_again_waits_for_nobody(traits: Traits) -> None:
+    host = backup(traits)
+    host.tell(Target(reached=False))
+    host.elected(after=1)
+    assert Rerank(fit=True) in host.tell(Target(True, within=6.0), after=60)
+
+
+def test_who_is_elected_while_it_waits_waits_no_longer() -> None:
+    host = backup(QUICK)
+    host.tell(Target(reached=False))
+    host.tell(Target(True, within=6.0), after=60)
+    host.elected(after=1)
+    assert Rerank(fit=True) in host.wait(2)
+    assert Rerank(fit=True) not in host.wait(60)
