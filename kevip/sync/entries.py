@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from ipaddress import collapse_addresses
 from socket import inet_aton
+from time import monotonic
 
 from kevip.dataplane import conntrack
 from kevip.dataplane.rules import Proxy
@@ -25,6 +26,11 @@ _LINE = re.compile(
     rf" --reply-port-src (?P=dport) --reply-port-dst (?P<translated>{_PORT})"
     r"(?(tcp) --state (?:ESTABLISHED|FIN_WAIT|CLOSE_WAIT|LAST_ACK)))$".encode(),
     re.MULTILINE,
+)
+# What is once in a kernel: the packets of either direction.
+_DIRECTIONS = (
+    re.compile(r" -s ([\d.]+) -d ([\d.]+) .*-p (tcp|udp) --sport (\d+) --dport (\d+)"),
+    re.compile(r" -g ([\d.]+).* -n ([\d.]+).* -p (tcp|udp) .*--reply-port-src (\d+) --reply-port-dst (\d+)"),
 )
 _MOST_PORT = 65535
 _FULL = 0.9  # of the kernel's table that may be in use when connections were added
@@ -69,6 +75,18 @@ class Entries:
                     del text[:end]
             yield self.own(bytes(text))
 
+    def absent(self, lines: list[bytes], seconds: float) -> list[bytes]:
+        """Return those of some loadable lines that the kernel has nothing of; raises CommandError."""
+        end, here = monotonic() + seconds, set[tuple[object, ...]]()
+        for vip in self._vips:
+            argv = ["conntrack", "--dump", "--family", "ipv4", "--orig-dst", vip.decode(), "--output", "save"]
+            here.update(_directions(command.run_now(argv, seconds=end - monotonic())))
+        return [line for line in lines if here.isdisjoint(_directions(line.decode()))]
+
+
+def _directions(text: str) -> Iterator[tuple[object, ...]]:
+    return ((at, *found) for at, pattern in enumerate(_DIRECTIONS) for found in pattern.findall(text))
+
 
 class _Access:
     """Who may use a proxy, and for what, known at once: a hundred thousand connections are asked about."""
@@ -97,7 +115,8 @@ def load(lines: list[bytes], seconds: float) -> None:
     """Give loadable lines to the kernel, in so many seconds at most; it keeps what it has already.
 
     Raises CommandError, and HostError if that would leave no room for new connections. ``conntrack`` has the kernel not
-    look at the TCP windows of what it loads, which are not known.
+    look at the TCP windows of what it loads, which are not known. Version 1.4.8 ends at the first line that the kernel
+    has already, with 1; 1.4.7 does not.
     """
     fill = conntrack.fill()
     if fill and fill[0] + len(lines) > fill[1] * _FULL:

@@ -40,14 +40,27 @@ def pull(leaving: tuple[IPv4Address, int], key: bytes, entries: Entries, seconds
     try:
         for text in _texts(leaving, key, end):
             lines = entries.loadable(text)
-            if lines:
-                load(lines, end - monotonic())
+            _load(lines, entries, end)
             pulled.loaded += len(lines)
             pulled.refused += text.count(b"\n") - len(lines)
     except (OSError, EOFError, WireError, KevipError) as error:
         pulled.problem = _problem(error, begun=bool(pulled.loaded or pulled.refused))
     pulled.seconds = monotonic() - begin
     return pulled
+
+
+def _load(lines: list[bytes], entries: Entries, end: float) -> None:
+    """Load lines until then; where ``conntrack`` fails, without those that are here already, if it is for them."""
+    while lines:
+        try:
+            load(lines, end - monotonic())
+        except CommandError as error:
+            wanted = entries.absent(lines, end - monotonic()) if error.exit_status == 1 else lines
+            if len(wanted) == len(lines):
+                raise
+            lines = wanted
+        else:
+            return
 
 
 def _texts(leaving: tuple[IPv4Address, int], key: bytes, end: float) -> Iterator[bytes]:

@@ -559,3 +559,47 @@ def test_an_heir_whose_kernel_is_slow_is_not_late(tmp_path: Path) -> None:
         pulled = side.pull(seconds=0.5)
         assert time.monotonic() - begin < 10
     assert (pulled.loaded, pulled.problem) == (0, "not all in time")
+
+
+CLASHES = CommandError(["conntrack"], 1, "Operation failed: Operation not supported")
+"""What conntrack 1.4.8 says of an entry that is there already."""
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        TCP,
+        TCP.replace(b"--sport 24048", b"--sport 24049"),  # of another client, with that port at TARGET
+        TCP.replace(b"-g 203.0.113.10 -n 10.77.0.100", b"-r 10.77.0.100 -q 198.51.100.50"),  # not translated
+    ],
+)
+def test_what_is_here_already_is_left_out_where_conntrack_would_end_at_it(here: bytes) -> None:
+    tcp, udp = OURS.loadable(TCP + UDP)
+    side, loads = Side(), list[list[bytes]]()
+
+    def load(lines: list[bytes], _: float) -> None:
+        loads.append(list(lines))
+        if tcp in lines:
+            raise CLASHES
+
+    side.load = mock.patch("kevip.sync.pull.load", side_effect=load)
+    with side.opened(), mock.patch("kevip.host.command.run_now", return_value=here.decode()):
+        pulled = side.pull()
+    assert loads == [[tcp, udp], [udp]]
+    assert (pulled.loaded, pulled.problem) == (2, "")
+
+
+@pytest.mark.parametrize("here", [TCP, UDP])
+def test_where_all_are_here_there_is_nothing_to_load(here: bytes) -> None:
+    side = Side(here)
+    side.load = mock.patch("kevip.sync.pull.load", side_effect=CLASHES)
+    with side.opened(), mock.patch("kevip.host.command.run_now", return_value=here.decode()):
+        assert side.pull().problem == ""
+
+
+def test_where_conntrack_fails_for_another_reason_it_is_told() -> None:
+    side = Side()
+    side.load = mock.patch("kevip.sync.pull.load", side_effect=CLASHES)
+    other = TCP.replace(b"24048", b"24049").replace(b"64638", b"64639").decode()
+    with side.opened(), mock.patch("kevip.host.command.run_now", return_value=other):
+        assert side.pull().problem == "conntrack: exit status 1: Operation failed: Operation not supported"
