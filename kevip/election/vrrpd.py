@@ -1,8 +1,9 @@
 """The keepalived child: what it is told, where it is, and how it says who is master.
 
-keepalived (facts of version 2.2.7) only elects here. Without NET_ADMIN it can touch no address, is MASTER all the same,
-and with ``VIP/32 dev lo`` its gratuitous ARP goes nowhere. Its configuration is in memory, so that no secret touches a
-disk; what it says comes through a FIFO, whose last line counts. SIGTERM is its goodbye: an advert with priority 0.
+keepalived (facts of 2.2.7 and 2.3.3) only elects here. Without NET_ADMIN it can touch no address, is MASTER all the
+same, and with ``VIP/32 dev lo`` its gratuitous ARP goes nowhere. Its configuration is in memory, so that no secret
+touches a disk; what it says comes through a FIFO, whose last line counts. SIGTERM is its goodbye: an advert with
+priority 0.
 """
 
 import hashlib

@@ -185,6 +185,13 @@ def flags(settings: dict[str, Any]) -> list[str]:
     ]
 
 
+def keepalived_version() -> tuple[int, ...]:
+    """Return the version of the keepalived that is here."""
+    argv = [str(shutil.which("keepalived")), "--version"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stderr.split()[1].removeprefix("v").split(".")))
+
+
 def _children(pid: int) -> list[int]:
     """Return the processes that a process has started, and theirs."""
     parents = {}
