@@ -287,7 +287,8 @@ def _candidate(turn: _Turn, event: msg.Event) -> None:
 
 def _take_over(turn: _Turn, token: str) -> None:
     """Have connections, rules and address; then the engine may advertise it, and the neighbours know."""
-    leaver = turn.now_is.peers.leaver(turn.now - RECENT)
+    reason = _reason_to_be_master(turn)
+    leaver = turn.now_is.peers.leaver(turn.now - RECENT) if reason is Reason.GOODBYE else None
     if leaver:
         turn.do(msg.Pull(leaver))
     turn.hold()
@@ -295,13 +296,13 @@ def _take_over(turn: _Turn, token: str) -> None:
     turn.do(Do.ANNOUNCE)
     if source := leaver or turn.master():
         turn.do(msg.Pull(source, rest=True))
-    turn.become(Master(), _reason_to_be_master(turn))
+    turn.become(Master(), reason)
     turn.do(Do.LOOK)
 
 
 def _reason_to_be_master(turn: _Turn) -> Reason:
-    peers = turn.now_is.peers
-    if turn.now - peers.goodbye < RECENT:
+    peers, late = turn.now_is.peers, turn.now - turn.traits.interval - turn.traits.lateness
+    if turn.now - peers.goodbye < RECENT and not peers.succeeded(late):
         return Reason.GOODBYE
     if not peers.words:
         return Reason.ALONE

@@ -40,6 +40,10 @@ class Peers:
         left = (word.source for word, _ in reversed(self.words) if word.says is Says.LEAVES and word.at >= since)
         return next(left, None)
 
+    def succeeded(self, before: float) -> bool:
+        """Whether another host was master after the last goodbye, and had become that before some time."""
+        return any(word.at > self.goodbye and first < before for word, first in self._masters(-inf))
+
     def is_led(self, since: float) -> bool:
         """Whether another host was master at this time or later, by its own word; it may have yielded since."""
         return any(word.says is not Says.LEAVES and word.at >= since for word, _ in self.words)

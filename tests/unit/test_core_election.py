@@ -3,7 +3,7 @@
 from math import inf
 
 import pytest
-from dialogue import HOLDS, LETS_GO, PEER, SLOW, Host, backup, joining, master, serves
+from dialogue import HOLDS, LETS_GO, OTHER, PEER, QUICK, SLOW, Host, backup, joining, master, serves
 
 from kevip.core.instance import LEASE, LOOK_AGAIN, PROMPT, TICK
 from kevip.core.messages import (
@@ -39,6 +39,7 @@ from kevip.core.states import (
     Leaving,
     Master,
     Stopped,
+    Traits,
     is_over,
     next_due,
 )
@@ -192,6 +193,25 @@ def test_a_master_says_why_it_is(heard: list[Says], after: float, reason: Reason
     for says in heard:
         host.hears(says)
     assert Enter(Role.MASTER, reason) in host.elected(after=after)
+
+
+@pytest.mark.parametrize(
+    ("traits", "served", "reason"),
+    [
+        (SLOW, 1.5, Reason.GOODBYE),
+        (SLOW, 3.5, Reason.SILENCE),
+        (QUICK, 0.05, Reason.GOODBYE),
+        (QUICK, 1.0, Reason.SILENCE),
+    ],
+)
+def test_a_goodbye_is_over_when_another_one_has_served_since(traits: Traits, served: float, reason: Reason) -> None:
+    """So much later; a host that is elected by the goodbye as well may be late."""
+    host = backup(traits)
+    host.hears(Says.LEAVES)
+    host.hears(Says.STAYS, of=OTHER, after=0.1)
+    effects = host.elected(after=served)
+    assert Enter(Role.MASTER, reason) in effects
+    assert (Pull(PEER) in effects) is (reason is Reason.GOODBYE)
 
 
 def test_a_takeover_that_failed_is_undone_and_tried_again() -> None:
