@@ -73,7 +73,14 @@ def test_a_removal_stops_it_and_a_purge_leaves_the_host_as_it_was(network: Netwo
     assert not [path for path in ("etc/kevip", "usr/lib/kevip") if machine.file(path).exists()]
 
 
-def test_what_script_install_left_there_is_told(machine: Machine) -> None:
-    machine.file("etc/systemd/system/kevip@.service").write_text("[Service]\nExecStart=/opt/kevip/bin/kevip\n")
+def test_what_script_install_has_put_there_is_told_and_left_alone(machine: Machine) -> None:
+    unit, settings = machine.file("etc/systemd/system/kevip@.service"), machine.file("etc/kevip/web.env")
+    unit.write_text("[Service]\nExecStart=/bin/sleep infinity\n# ExecStart=/opt/kevip/bin/kevip\n")
     told = machine.run("dpkg", "--install", "/srv/0.deb")
     assert "/etc/systemd/system/kevip@.service comes before this package's unit" in told
+    settings.write_text("VIP=192.0.2.100\n")
+    machine.run("systemctl", "start", UNIT)
+    machine.run("dpkg", "--purge", "kevip")
+    assert unit.exists()
+    assert settings.exists()
+    assert machine.property(UNIT, "ActiveState") == "active"
