@@ -47,7 +47,8 @@ RUN rm -rf /usr/lib/python3.*/dbm /usr/lib/python3.*/sqlite3 /usr/lib/python3.*/
         /usr/lib/python3.*/lib-dynload/_sqlite3.* /usr/bin/perl5* /usr/sbin/arpd /usr/sbin/runuser \
         /usr/bin/tini-static /usr/bin/openssl /usr/lib/*/libmvec.so.1 /usr/lib/*/libsnmp.so.40* \
         /usr/lib/python3.*/pydoc_data /usr/lib/python3.*/test /usr/lib/python3.*/lib-dynload/_test* \
-        /usr/lib/python3.*/lib-dynload/_xxtest* /usr/lib/python3.*/turtle.py /usr/lib/python3.*/__pycache__/turtle.*
+        /usr/lib/python3.*/lib-dynload/_xxtest* /usr/lib/python3.*/turtle.py /usr/lib/python3.*/__pycache__/turtle.* \
+        /usr/lib/python3.*/unittest /usr/share/bash-completion /usr/bin/localedef
 
 # One layer: what was removed takes no place.
 FROM scratch
