@@ -3,8 +3,8 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -23,12 +23,14 @@ from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
 from kevip.health.watch import Watch
 from kevip.host import arp, beside, command, interface, kernel, kubernetes, nfnetlink, route, systemd
-from kevip.presence.group import Member
-from kevip.presence.presence import Now
+from kevip.presence import channel, presence
+from kevip.presence.channel import Way
+from kevip.presence.frame import Said, Seal
+from kevip.presence.presence import Presence
 from kevip.status import reporter
-from kevip.status.record import Health, Record
+from kevip.status.record import VERSION, Health, Record
 from kevip.status.runfile import StateFile
-from kevip.sync import handoff
+from kevip.sync import handoff, wire
 from kevip.sync.handoff import Handoff
 from sim.beside import Beside, Lock
 from sim.handoff import Group, Offer
@@ -40,6 +42,9 @@ from sim.ucarp import Ucarp
 
 _PASSWORD, _SHORT = "correct horse", "horse"
 """For the simulation alone; to derive what version 2 of VRRP sends for a long one takes 50 ms."""
+
+SEAL = Seal(wire.derive(_PASSWORD, VIP), int(VIP) & 0xFF)
+PORT = wire.port(int(VIP) & 0xFF)
 
 _IMPORTS, _PREFLIGHT = 0.2, 0.1
 """Seconds from exec to the first line of our own, and for the look at the host."""
@@ -86,6 +91,17 @@ class Simulated:
             return keepalived.KeepalivedEngine(candidacy_of_vrrp(self.host, given), *rest)
         return standing.UcarpEngine(_carp(self.host, given), *rest)
 
+    def presence(self, told: reporter.Reporter) -> Presence:
+        """Return what makes this replica known to others."""
+        own = Said(
+            source=self.host.address,
+            name=self.host.name,
+            version=VERSION,
+            engine=str(self.host.settings.get("engine", "ucarp")),
+            rank=int(self.host.settings["advskew"]),
+        )
+        return Presence(self.loop, SEAL, Way(port=PORT), own, told.warn_once)  # type: ignore[arg-type]
+
     def _attach(self, daemon: Daemon) -> None:
         host, loop = self.host, self.loop
         given = _CHECK | host.settings
@@ -119,7 +135,7 @@ class Simulated:
                     vip=VIP,
                     unrouted=lambda: "" if host.route and host.link == "up" else "no route",
                 ),
-                presence=_Presence(),  # type: ignore[arg-type]
+                presence=self.presence(told),
                 reporter=told,
             )
         )
@@ -161,22 +177,6 @@ def _reporter(host: Host, daemon: Daemon, state: StateFile, check: str) -> repor
         health=Health(check=check, since=now) if check else None,
     )
     return reporter.Reporter(record, state, daemon.refresh, lambda: host.world.now)
-
-
-class _Presence:
-    """Says nothing, and hears nothing: what replicas know of each other decides nothing."""
-
-    def __init__(self) -> None:
-        self.members: dict[IPv4Address, Member] = {}
-
-    def attach(self, place: interface.Placement) -> None:
-        pass
-
-    def update(self, now: Now) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class _State(StateFile):
@@ -248,6 +248,8 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
     return {
         adverts: {"Wire": on(Wire), "SystemRandom": lambda: world.random},
         arp: {"Wire": on(Wire)},
+        channel: {"Wire": on(Wire)},
+        presence: {"os": SimpleNamespace(urandom=world.chance.randbytes)},
         beside: {"Lock": lambda: Lock(here())},
         command: {
             **timed, "_kill_group": lambda program: program.kill(),

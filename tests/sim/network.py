@@ -4,8 +4,9 @@ import errno
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ CLIENT = "client"
 """Whoever uses the VIP: it hears and is heard, and has no packet socket."""
 
 _LATENCY = 0.0002
+_UDP = b"\x11"
 _ROOM = 250
 """Packets that wait in a socket's queue, of the size of an advert; what comes then is dropped."""
 
@@ -28,8 +30,22 @@ _SIZES = {_LOAD_BYTE: 1, _LOAD_HALF: 2, _LOAD_WORD: 4}
 _TYPE, _VLAN = 0xFFFFF004, 0xFFFFF030
 
 
+@dataclass(slots=True)
+class Carriage:
+    """How frames are carried: how many of them get lost or come twice, and seconds that they may be late."""
+
+    loss: float = 0.0
+    duplication: float = 0.0
+    delay: float = 0.0
+    cuts: set[tuple[str, str]] = field(default_factory=set)
+
+
 class Network:
-    """Carries frames between hosts. ``cuts`` are the ways on which nothing passes: names of sender and receiver."""
+    """Carries frames between hosts. ``cuts`` are the ways on which nothing passes: names of sender and receiver.
+
+    What is said in presence can be lost, late, doubled and cut off besides (``presence``), by a chance of its own, so
+    that it changes nothing of the chance that all else has. ``ears`` hear all that is sent.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -37,6 +53,8 @@ class Network:
         self.cuts: set[tuple[str, str]] = set()
         self.loss = self.duplication = 0.0
         self.delay = 0.0
+        self.presence = Carriage()
+        self.ears: list[Callable[[bytes], None]] = []
 
     def passes(self, sender: str, receiver: str) -> bool:
         """Whether frames get from one to the other, if they are not lost."""
@@ -52,16 +70,25 @@ class Network:
         if not sender.is_linked:
             return
         sender.hear(frame, outgoing=True)
+        for ear in self.ears:
+            ear(frame)
+        told = is_told(frame)
         for host in self.hosts.values():
-            if host is not sender and (sender.name, host.name) not in self.cuts:
-                self._carry(host, frame)
+            ends = sender.name, host.name
+            if host is not sender and ends not in self.cuts and not (told and ends in self.presence.cuts):
+                self._carry(host, frame, told=told)
 
-    def _carry(self, host: "Host", frame: bytes) -> None:
-        random = self.world.random
-        for _ in range(1 + (random.random() < self.duplication)):
-            if random.random() >= self.loss:
-                late = _LATENCY * (0.5 + random.random()) + self.delay * random.random()
+    def _carry(self, host: "Host", frame: bytes, *, told: bool) -> None:
+        random, more = (self.world.chance, self.presence) if told else (self.world.random, Carriage())
+        for _ in range(1 + (random.random() < max(self.duplication, more.duplication))):
+            if random.random() >= max(self.loss, more.loss):
+                late = _LATENCY * (0.5 + random.random()) + max(self.delay, more.delay) * random.random()
                 self.world.after(late, partial(host.hear, frame))
+
+
+def is_told(frame: bytes) -> bool:
+    """Whether a frame is of presence: nothing else is UDP."""
+    return frame[12:14] == b"\x08\x00" and frame[23:24] == _UDP
 
 
 def accepts(program: Sequence[Instruction], frame: bytes, *, outgoing: bool) -> bool:

@@ -44,7 +44,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.now = BOOT
-        self.random = Random(seed)
+        self.random, self.chance = Random(seed), Random(f"{seed} besides")  # the second for what must not matter
         self.running: Process | None = None
         self.observers: list[Callable[[Note], None]] = []
         self.sources: dict[int, Source] = {}
