@@ -102,6 +102,8 @@ class Daemon:
 
     def _settle(self) -> None:
         """Step through the events of this turn, and apply what comes of them."""
+        if (rank := self._presence.successor()) != self.instance.successor:
+            self.tell(msg.Successor(rank))
         traits, now = self._engine.traits, self._loop.now()  # one turn is one moment, however long its effects take
         while self._events:
             event = self._events.popleft()
@@ -156,8 +158,8 @@ class Daemon:
                 self._engine.rerank(fit=fit)
             case msg.Pull(source, rest):
                 (self._handoff.pull_rest if rest else self._handoff.pull)(source)
-            case msg.Farewell(known, fit_only):
-                self._engine.goodbye(known=known, fit_only=fit_only)
+            case msg.Farewell(known, fit_only, rank):
+                self._engine.goodbye(known=known, fit_only=fit_only, rank=rank)
             case msg.Enter(role, reason):
                 self._reporter.enter(role, reason)
             case msg.Note():

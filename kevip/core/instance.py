@@ -95,15 +95,12 @@ class _Turn:
                 self._learn_of_target(event)
             case msg.Standby(until, out):
                 self.set(standby=until, out=out, resign_from=-inf)
+            case msg.Successor(rank):
+                return self._see(rank)
             case msg.Pulled() if now_is.level is Level.DRAINING and now_is.lower_at < inf:
                 self.set(lower_at=self.now + DRAIN)
             case msg.Cleared(level, ok) if self._awaits(level):
-                stuck = now_is.stuck + 1
-                pause = states.FIRST_RETRY if isinstance(now_is.state, Stopped) else LOOK_AGAIN * stuck
-                if ok:
-                    self.set(level=level, stuck=0)
-                else:
-                    self.set(lower_at=self.now + pause, stuck=stuck)
+                self._lower(level, ok=ok)
             case msg.Tick():
                 self._tick()
         return True
@@ -116,10 +113,29 @@ class _Turn:
             self.set(agreed=self.now + target.within)
         self.set(fit=now_is.fit if reached is None else reached)
 
+    def _see(self, rank: int | None) -> bool:
+        """Learn of the rank of a successor; say whether it may be the one for whom a host in standby waits."""
+        now_is = self.now_is
+        appears = now_is.successor is None and rank is not None and self.now < now_is.standby
+        soonest = max(self.now, now_is.heeds_from)
+        if appears and soonest < now_is.resign_from:
+            self.set(resign_from=soonest, heeds_from=soonest + states.FIRST_PAUSE)
+        self.set(successor=rank)
+        return appears
+
     def _awaits(self, level: Level) -> bool:
         """Whether the host is being brought down to this level, and was not told otherwise since."""
         now_is = self.now_is
         return level is states.lowest(now_is) and level < now_is.level < Level.HELD and now_is.lower_at == inf
+
+    def _lower(self, level: Level, *, ok: bool) -> None:
+        """Be at a level, or try again later."""
+        stuck = self.now_is.stuck + 1
+        pause = states.FIRST_RETRY if isinstance(self.now_is.state, Stopped) else LOOK_AGAIN * stuck
+        if ok:
+            self.set(level=level, stuck=0)
+        else:
+            self.set(lower_at=self.now + pause, stuck=stuck)
 
     def _tick(self) -> None:
         """Do what is due from time to time, whatever the state."""
@@ -231,7 +247,7 @@ class _Turn:
             due = now + traits.farewell + traits.patience + 2 * traits.interval
         self.do(Do.HUSH, Note(what=What.LEAVING, reason=reason))
         self.become(Leaving(then, now, due), reason)
-        self.do(Do.OFFER, msg.Farewell(known=known, fit_only=then is Then.STAY))
+        self.do(Do.OFFER, msg.Farewell(known=known, fit_only=then is Then.STAY, rank=self.now_is.successor))
         self.hold()
 
     def go(self, then: Then, heir: IPv4Address | None) -> None:
@@ -348,7 +364,7 @@ def _master(turn: _Turn, event: msg.Event) -> None:
             _weigh(turn, detail)
         case msg.Standby(out=True):
             turn.leave(Then.OUT, Reason.STANDBY)
-        case msg.Standby() | msg.Tick() if states.is_waited_for(turn.was) or states.is_waited_for(turn.now_is):
+        case msg.Standby() | msg.Successor() | msg.Tick() if _is_to_be_weighed(turn):
             _weigh(turn)
 
 
@@ -376,6 +392,11 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
         turn.do(Note(what=What.RIVAL, who=heard.source), Do.ANNOUNCE)
         if heard.says is Says.YIELDS:  # what began there goes on here
             turn.do(msg.Pull(heard.source, rest=True))
+
+
+def _is_to_be_weighed(turn: _Turn) -> bool:
+    """Whether time may change what this host deserves, or has done so just now."""
+    return states.is_waited_for(turn.was) or states.is_waited_for(turn.now_is)
 
 
 def _weigh(turn: _Turn, detail: str = "") -> None:

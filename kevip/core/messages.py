@@ -146,6 +146,16 @@ class Standby:
 
 
 @dataclass(frozen=True, slots=True)
+class Successor:
+    """The rank of the backup that comes first of those that are fit, by what replicas say of themselves; None: none.
+
+    That may be wrong: it may say how a goodbye begins, and when another one is worth while, and nothing else.
+    """
+
+    rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """A signal says to stop."""
 
@@ -156,8 +166,9 @@ class Tick:
 
 
 Event = (
-    Elected | Demoted | Ended | NotStarted | Heard | Pulled | Failed | Cleared | Unfit | Target | Standby | Stop | Tick
-)
+    Elected | Demoted | Ended | NotStarted | Heard | Pulled | Failed | Cleared | Unfit | Target | Standby | Successor
+    | Stop | Tick
+)  # fmt: skip
 
 
 # Effects, to be applied in the order given; one that fails is the last of its batch.
@@ -215,10 +226,14 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
-    """Make a peer take over: in stages, preferred ones first, if any are ``known``; only those that are fit, or all."""
+    """Make a peer take over: in stages, preferred ones first, if any are ``known``; only those that are fit, or all.
+
+    The stages begin with that of ``rank``, if it is said that one has that, and go on as they would without.
+    """
 
     known: bool = False
     fit_only: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,9 +137,11 @@ class Instance:
     standby: float = -inf  # until when fit peers come first
     out: bool = False  # until then it takes no part
     settled: float = -inf  # until when they do because the engine has just started
+    successor: int | None = None  # the last word on the rank of the backup that comes first of those that are fit
     pause: float = FIRST_RETRY  # after the next failure
     resign_from: float = -inf  # when the VIP may be handed over again for TARGET's sake
     resign_pause: float = FIRST_PAUSE
+    heeds_from: float = -inf  # from when on one that appears is worth another try: it may not be there at all
     tick: float = -inf
 
 

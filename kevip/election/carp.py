@@ -111,15 +111,20 @@ def signed_for(group: Group, packet: bytes, candidates: Iterable[IPv4Address]) -
 Farewell = list[tuple[float, Interval]]  # adverts to say goodbye with, and how many seconds after the beginning
 
 
-def farewell(own: Interval, dead_ratio: int, *, staged: bool, to_all: bool = True) -> Farewell:
+def farewell(
+    own: Interval, dead_ratio: int, *, staged: bool, to_all: bool = True, first: int | None = None
+) -> Farewell:
     """Return the adverts that make backups with our timing take over; staged, those with small skews first.
 
+    If a fit one is said to have the skew ``first``, stages that would not reach it do. So each backup is reached as
+    soon as without that, or sooner, whether it is true or not; and one that is not fit no sooner.
     A backup takes a master for dead whose next advert would come after its own patience, ``advbase * dead_ratio`` and
     its skew. So an interval of that patience and skew X moves those with a smaller skew than X; one second more moves
     all, also those that are unfit. Empty if there is no such interval: an advert's advbase is a byte.
     """
     patience = own.advbase * dead_ratio
-    stages = [(at, Interval(patience, below)) for at, below in _STAGES if staged]
+    named = min((first or 0) + 1, UNFIT)
+    stages = [(at, Interval(patience, max(below, named))) for at, below in _STAGES if staged]
     fit = len(stages) * _REPEATED
     stages += [(at, Interval(patience, UNFIT)) for at in (fit, fit + _REPEATED)]
     if to_all:

@@ -39,8 +39,8 @@ class Engine(Protocol):
     def end(self) -> None:
         """End at once, and advertise no more; Ended follows."""
 
-    def goodbye(self, *, known: bool, fit_only: bool) -> None:
-        """Make a peer take over while this host serves on."""
+    def goodbye(self, *, known: bool, fit_only: bool, rank: int | None) -> None:
+        """Make a peer take over while this host serves on: that with a rank first, if that is of use."""
 
     def end_goodbye(self) -> None:
         """Say no more goodbyes."""

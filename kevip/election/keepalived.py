@@ -117,9 +117,9 @@ class KeepalivedEngine:
             self._child.kill()
             self.loop.after(ENDS, self._child.end)
 
-    def goodbye(self, *, known: bool, fit_only: bool) -> None:
-        """See ``Engine``: who was told to end says it; who was killed cannot."""
-        del known, fit_only
+    def goodbye(self, *, known: bool, fit_only: bool, rank: int | None) -> None:
+        """See ``Engine``: who was told to end says it; who was killed cannot. Of all that hear it, the first wins."""
+        del known, fit_only, rank
         if not self._child:
             self.segment.goodbye()
 

@@ -118,9 +118,9 @@ class Segment:
 
     # What is said
 
-    def goodbye(self, *, known: bool, fit_only: bool) -> None:
+    def goodbye(self, *, known: bool, fit_only: bool, rank: int | None) -> None:
         """Make a peer take over; to those that are fit it is said until the end, so that others hear who leaves."""
-        self._farewell = farewell(self.own, self._candidacy.dead_ratio, staged=known, to_all=not fit_only)
+        self._farewell = farewell(self.own, self._candidacy.dead_ratio, staged=known, to_all=not fit_only, first=rank)
         self._is_lasting = fit_only
         self._say_goodbye()
 

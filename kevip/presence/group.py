@@ -1,6 +1,6 @@
 """What is known of the other replicas of a group: what each said last, and when. Pure: it is given the time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -12,6 +12,8 @@ MANY = 64  # replicas to remember, those heard last
 SILENT = 15.0  # seconds after which a replica is taken for gone: three frames are missing
 _FORGET = 86400.0  # seconds after which a silent one is forgotten, if another was heard since
 _RUNS = 4 * MANY  # to remember, lest what was recorded of one that has ended passes for a new one
+
+_BEST: Mapping[str, Callable[[Iterable[int]], int]] = {"ucarp": min, "keepalived": max}  # as an engine has ranks
 
 # The settings that need not be the same, but would better be. Replicas that differ in others do not serve the same.
 SHOULD = frozenset(
@@ -39,6 +41,11 @@ class Member:
     def is_here(self, now: Moment) -> bool:
         """Whether it runs, as far as is known."""
         return not self.stopped and now - self.heard <= SILENT
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it is a backup that should take over before those that should not."""
+        return self.role is Role.BACKUP and self.target is not False and not self.standby
 
     @property
     def unlike(self) -> list[str]:
@@ -71,6 +78,12 @@ class Group:
         if joins:
             self._tidy(source, now)
         return joins
+
+    def successor(self, engine: str, now: Moment) -> int | None:
+        """Return the best rank that one of the backups has which are fit, and which this engine elects; None: none."""
+        fit = [each for each in self.members.values() if each.engine == engine and each.is_here(now) and each.is_fit]
+        ranks = [each.rank for each in fit]
+        return _BEST[engine](ranks) if ranks else None
 
     def _member(self, said: Said, now: Moment) -> Member:
         both = self._settings.keys() & said.settings.keys()  # a replica of another version may have others

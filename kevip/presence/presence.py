@@ -48,6 +48,10 @@ class Presence:
         """The other replicas, as far as they were heard."""
         return self._group.members
 
+    def successor(self) -> int | None:
+        """Return the rank of the backup that comes first of those that are fit, None if none is known."""
+        return self._group.successor(self._own.engine, self._loop.now())
+
     def attach(self, place: Placement) -> None:
         """Be at this place from now on."""
         self._detach()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from lab.network import TARGET, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke, on_each_engine
+from lab.traffic import Probe
 
 from kevip.election.adverts import CarpAdverts
-from kevip.election.carp import Group
+from kevip.election.carp import Advert, Group, Interval
 from kevip.election.ucarp import key
 from kevip.host.interface import Placement
 from kevip.presence.channel import Channel, Way
@@ -194,6 +195,29 @@ def test_a_replayed_frame_keeps_no_dead_backup_alive(network: Network, start: St
         problem(master, "no backup", within=3)
     finally:
         channel.close()
+
+
+def test_a_goodbye_begins_with_the_backup_that_comes_first(network: Network, start: Start) -> None:
+    """With skews as large as these, no stage before the last one would reach any without that."""
+    first = start(network.nodes[0], advskew=100).master()
+    second = start(network.nodes[1], advskew=120).ready()
+    eventually(lambda: second.state()["peers"], what="it has heard the master")
+    first.kill()
+    second.master()  # and its goodbye will be said in stages
+    problem(second, "no backup", within=25)
+    first = start(first.node, advskew=100).ready()
+    third = start(network.nodes[2], advskew=150).ready()
+    eventually(lambda: status(second)[1].count(" backup ") == 2, what="both are known to be backups")
+    with third.node.entered():
+        adverts = CarpAdverts("eth0", NODE1.source, Group(vhid=100, vip=IPv4Address(VIP), key=key(PASSWORD)))
+    with Probe(network.client, VIP) as probe:
+        second.stop()
+        first.master()
+        assert probe.report().failed == 0
+    said = [heard.interval for _, heard in adverts.hear() if isinstance(heard, Advert)]
+    adverts.close()
+    assert next(interval for interval in said if interval.advbase > 1) == Interval(3, 101)
+    assert third.role() == "backup"
 
 
 UCARP = [

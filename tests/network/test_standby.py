@@ -84,6 +84,17 @@ def test_alone_it_keeps_the_vip_unless_it_is_forced(network: Network, start: Sta
 
 
 @on_each_engine
+def test_in_standby_alone_it_hands_over_as_soon_as_a_peer_is_there(network: Network, start: Start) -> None:
+    first = start(network.nodes[0], advskew=1).master()
+    assert ask(first, "standby") == (1, NOBODY)
+    with Probe(network.client, VIP) as probe:
+        late = start(network.nodes[1], advskew=20)
+        late.master(within=30)  # it tries every minute besides
+        assert probe.report().failed == 0
+    first.ready()
+
+
+@on_each_engine
 def test_a_host_that_is_back_preempts_when_it_has_settled(network: Network, start: Start) -> None:
     settings = {"preempt": True, "preempt_delay": 8}
     first = start(network.nodes[0], advskew=1, **settings).master()

@@ -80,9 +80,9 @@ class Queue:
         self.close()
         self.say(Ended(self._run))
 
-    def goodbye(self, *, known: bool, fit_only: bool) -> None:
+    def goodbye(self, *, known: bool, fit_only: bool, rank: int | None) -> None:
         """Let the next one serve."""
-        del known, fit_only
+        del known, fit_only, rank
         others = [each for each in Queue.members if each is not self]
         if others:
             others[0].choose(apart=self)

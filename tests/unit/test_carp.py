@@ -3,12 +3,14 @@
 import struct
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from math import inf
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kevip.election.carp import (
+    UNFIT,
     Advert,
     Group,
     Interval,
@@ -156,6 +158,31 @@ def test_farewell(
     own: Interval, dead_ratio: int, staged: bool, to_all: bool, expected: list[tuple[float, Interval]]
 ) -> None:
     assert farewell(own, dead_ratio, staged=staged, to_all=to_all) == expected
+
+
+@given(st.integers(0, 254), st.integers(0, 255) | st.none(), st.booleans(), st.booleans())
+def test_a_goodbye_that_begins_with_somebody_reaches_nobody_later(
+    skew: int, first: int | None, staged: bool, to_all: bool
+) -> None:
+    """What is said of him may be wrong."""
+
+    def reached(first: int | None) -> float:
+        stages = farewell(Interval(1, 5), 3, staged=staged, to_all=to_all, first=first)
+        return next((at for at, stage in stages if not keeps_backup(stage, Interval(1, skew), 3)), inf)
+
+    assert reached(first) <= reached(None)
+    if skew >= UNFIT:
+        assert reached(first) == reached(None)
+    elif staged and first == skew:
+        assert reached(first) == 0
+
+
+def test_a_goodbye_that_begins_with_somebody_reaches_no_other_one_at_first() -> None:
+    assert farewell(Interval(1, 5), 3, staged=True, first=20)[:3] == [
+        (0, Interval(3, 21)),
+        (0.5, Interval(3, 21)),
+        (1, FIT),
+    ]
 
 
 @pytest.mark.parametrize(("advert", "skew", "keeps"), [

@@ -20,6 +20,7 @@ from kevip.core.messages import (
     Says,
     StartEngine,
     Stop,
+    Successor,
     Unfit,
     What,
 )
@@ -53,6 +54,16 @@ def test_a_master_that_stops_serves_on_until_another_one_is_heard() -> None:
         Enter(Role.INIT, Reason.FOLLOWED),
     ]
     assert host.state == Stopped()
+
+
+def test_a_goodbye_begins_with_the_one_that_is_said_to_come_first() -> None:
+    host = master()
+    host.hears(Says.YIELDS)
+    host.tell(Successor(20))
+    assert Farewell(known=True, rank=20) in host.tell(Stop())
+    forgotten = master()
+    forgotten.tell(Successor(20), Successor(None))
+    assert Farewell() in forgotten.tell(Stop())
 
 
 def test_an_heir_fetches_the_connections_of_the_master_that_left() -> None:

@@ -26,6 +26,7 @@ from kevip.core.messages import (
     Enter,
     Event,
     Failed,
+    Farewell,
     Heard,
     Level,
     Note,
@@ -38,6 +39,7 @@ from kevip.core.messages import (
     Standby,
     StartEngine,
     Stop,
+    Successor,
     Target,
     Tick,
     Unfit,
@@ -79,6 +81,8 @@ HOST: list[Act] = [
     _any(Target(reached=True)),
     UNREACHED,
     _any(Target(reached=None)),
+    _any(Successor(9)),
+    _any(Successor(None)),
     _any(Tick()),
 ]
 OPERATOR: list[Act] = [
@@ -220,6 +224,21 @@ def test_a_stop_is_over_in_time_whatever_was_before(traits: Traits, script: Scri
             play.now = max(play.now, next_due(traits, play.instance))
             steps.append(play.tell(Tick()))
         assert play.now - begin < 10
+
+
+@given(TRAITS, _scripts(ACTS | st.sampled_from(STOP)), st.lists(st.none() | st.integers(0, 255), min_size=1))
+def test_what_is_said_of_a_successor_changes_nothing_but_where_a_goodbye_begins(
+    traits: Traits, script: Script, ranks: list[int | None]
+) -> None:
+    def but_for_that(step: Step) -> tuple[Instance, list[Effect]]:
+        effects = [replace(each, rank=None) if isinstance(each, Farewell) else each for each in step.effects]
+        return replace(step.now_is, successor=None), effects
+
+    with_it, without = Play(traits), Play(traits)
+    for at, act in enumerate(script):
+        assert with_it.tell(Successor(ranks[at % len(ranks)])).effects == []
+        steps = zip(with_it.steps([act]), without.steps([act]), strict=True)
+        assert all(but_for_that(step) == but_for_that(plain) for step, plain in steps)
 
 
 @given(TRAITS, SCRIPTS)

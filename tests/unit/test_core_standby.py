@@ -22,6 +22,7 @@ from kevip.core.messages import (
     Standby,
     StartEngine,
     Stop,
+    Successor,
     Target,
     Unfit,
     What,
@@ -63,6 +64,49 @@ def test_asked_again_it_tries_again_at_once() -> None:
     host.ended()
     host.elected(after=SLOW.farewell)
     assert Farewell(fit_only=True) in host.tell(STANDBY)
+
+
+def in_standby_alone() -> Host:
+    """Return a master in standby for whom nobody has taken over."""
+    host = master()
+    host.tell(STANDBY)
+    host.ended()
+    host.elected(after=SLOW.farewell)
+    return host
+
+
+def test_a_peer_that_appears_later_takes_over_as_soon_as_it_is_known() -> None:
+    host = in_standby_alone()
+    host.wait(20)
+    assert Farewell(fit_only=True, rank=9) in host.tell(Successor(9))
+    host.ended()
+    assert host.hears(Says.STAYS)[-1] == Enter(Role.BACKUP, Reason.FOLLOWED)
+
+
+def test_another_rank_of_a_successor_is_nobody_new() -> None:
+    host = in_standby_alone()
+    host.tell(Successor(9))
+    host.ended()
+    host.elected(after=SLOW.farewell)
+    assert host.tell(Successor(8)) == []
+
+
+def test_whoever_appears_again_and_again_and_does_not_take_over_is_no_reason_for_more_than_one_try_a_minute() -> None:
+    host = in_standby_alone()
+    tries = 0
+    for _ in range(100):
+        effects = host.tell(Successor(9)) + host.wait(3) + host.tell(Successor(None)) + host.wait(3)
+        tries += len([each for each in effects if isinstance(each, Farewell)])
+        if isinstance(host.state, Leaving):
+            host.ended()
+            host.elected()
+    assert 9 <= tries <= 11
+
+
+def test_a_successor_is_no_reason_to_go_for_a_host_that_is_not_in_standby() -> None:
+    host = master()
+    assert host.tell(Target(reached=False), Successor(9)) == []
+    assert master().tell(Successor(9)) == []
 
 
 def test_a_master_waits_until_no_late_peer_can_follow_the_goodbye_before() -> None:

@@ -241,6 +241,27 @@ def test_who_is_silent_for_a_day_is_forgotten_once_another_one_joins(group: Grou
     assert list(group.members) == [VIP + 1]
 
 
+@pytest.mark.parametrize(("engine", "best"), [("ucarp", 5), ("keepalived", 20)])
+def test_the_successor_is_the_backup_of_the_best_rank(group: Group, engine: str, best: int) -> None:
+    assert group.successor(engine, 0) is None
+    for number, rank in enumerate((20, 5, 9)):
+        group.take_in(frame(1, bytes([number] * 8), source=VIP + number + 1, rank=rank, engine=engine), number)
+    assert group.successor(engine, 3) == best
+    assert group.successor({"ucarp": "keepalived", "keepalived": "ucarp"}[engine], 3) is None
+
+
+@pytest.mark.parametrize("changes", [
+    {"role": Role.INIT}, {"role": Role.MASTER}, {"role": Role.LEAVING}, {"target": False}, {"standby": True},
+    {"stopped": True},
+])  # fmt: skip
+def test_who_would_not_take_over_is_no_successor(group: Group, changes: dict[str, Any]) -> None:
+    group.take_in(frame(1, target=None), 0)
+    assert group.successor("ucarp", SILENT) == NODE2.rank
+    assert group.successor("ucarp", SILENT + 0.1) is None
+    group.take_in(frame(2, **changes), 1)
+    assert group.successor("ucarp", 1) is None
+
+
 # Packets
 
 
