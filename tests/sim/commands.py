@@ -12,9 +12,10 @@ from typing import get_args
 
 from kevip.core.messages import Standby
 from kevip.election.carp import Advert, Group, Interval, build
+from sim.attacker import Attacker
 from sim.course import Course
 from sim.host import VIP, Host, Link
-from sim.network import CLIENT
+from sim.network import CLIENT, Carriage
 from sim.tools import USUAL
 
 Words = list[str]
@@ -28,6 +29,8 @@ def do(course: Course, line: str) -> list[str]:
             course.world.run(seconds(words[0]))
         case "mark":
             course.mark()
+        case "presence" | "attack":  # which is no excuse for anything
+            _PRESENCE[verb](course, words)
         case "expect":
             return list(filter(None, [_EXPECT[words[0]](course, words)]))
         case _:
@@ -100,7 +103,11 @@ def _mend(course: Course, words: Words) -> None:
 
 def _set(name: str, course: Course, words: Words) -> None:
     [value] = words
-    setattr(course.network, name, float(value[:-1]) / 100 if value.endswith("%") else seconds(value))
+    setattr(course.network, name, _share(value))
+
+
+def _share(value: str) -> float:
+    return float(value[:-1]) / 100 if value.endswith("%") else seconds(value)
 
 
 def _forge(course: Course, words: Words) -> None:
@@ -111,6 +118,26 @@ def _forge(course: Course, words: Words) -> None:
     for host in course.hosts:
         host.hear(b"\xff" * 6 + bytes(6) + b"\x08\0" + packet[:cut])
 
+
+def _presence(course: Course, words: Words) -> None:
+    """``presence loss=60% delay=20s duplication=30%``, ``presence n1 > n2``: lost on that way; ``presence well``."""
+    carriage = course.network.presence = Carriage()
+    if ">" in words:
+        carriage.cuts.add((words[0], words[2]))
+        return
+    for word in words if words != ["well"] else []:
+        name, value = word.split("=")
+        setattr(carriage, name, _share(value))
+
+
+def _attack(course: Course, words: Words) -> None:
+    """``attack replay,forge``: see ``sim.attacker``; ``attack off``."""
+    if course.attacker:
+        course.attacker.end()
+    course.attacker = Attacker(course.network, words[0].split(",")) if words != ["off"] else None
+
+
+_PRESENCE: dict[str, Callable[[Course, Words], None]] = {"presence": _presence, "attack": _attack}
 
 _NETWORK: dict[str, Callable[[Course, Words], None]] = {
     "hosts": _hosts_are,
@@ -253,6 +280,16 @@ def _seen(course: Course, words: Words) -> str:
     return "" if _COMPARE[comparison](value, seconds(bound)) else f"{what} {value:.2f}"
 
 
+def _knows(course: Course, words: Words) -> str:
+    """``expect knows n1 2``: so many others are there, as far as they were heard; ``expect knows n1 n2 backup``."""
+    known = course.network.hosts[words[1]].node.known
+    if words[2].isdigit():
+        here = [each.name for each in known.values() if each.is_here(course.world.now)]
+        return "" if len(here) == int(words[2]) else f"{words[1]} knows {', '.join(here) or 'nobody'}"
+    roles = [each.role for each in known.values() if each.name == words[2]]
+    return "" if roles == [words[3]] else f"{words[2]} is {', '.join(roles) or 'unknown'} to {words[1]}"
+
+
 def _role(course: Course, words: Words) -> str:
     role = course.network.hosts[words[1]].node.role
     return "" if role == words[2] else f"{words[1]} is {role}"
@@ -277,6 +314,7 @@ _EXPECT: dict[str, Callable[[Course, Words], str]] = {
     "holder": _holder,
     **dict.fromkeys(("outage", "absence", "moves", "holders", "engines"), _seen),
     "role": _role,
+    "knows": _knows,
     "clean": _clean,
     **dict.fromkeys(("logged", "unlogged"), _logged),
 }

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
+from sim.attacker import Attacker
 from sim.checkers import CHECKERS, Failure
 from sim.daemon import Simulated, patched
 from sim.host import Host, Start
@@ -36,6 +37,7 @@ class Course:
         self.world = World(seed)
         self.network = Network(self.world)
         self.kevip = kevip
+        self.attacker: Attacker | None = None
         self.disturbed = self.world.now
         self.notes: list[Note] = []
         self.marked = 0

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from kevip.host import arp, beside, command, interface, kernel, kubernetes, nfne
 from kevip.presence import channel, presence
 from kevip.presence.channel import Way
 from kevip.presence.frame import Said, Seal
+from kevip.presence.group import Member
 from kevip.presence.presence import Presence
 from kevip.status import reporter
 from kevip.status.record import VERSION, Health, Record
@@ -58,6 +60,7 @@ class Simulated:
     def __init__(self, host: Host, loop: Loop) -> None:
         self.host, self.loop = host, loop
         self._state = _State(host)
+        self.known: dict[IPv4Address, Member] = {}
 
     @property
     def role(self) -> str:
@@ -91,8 +94,9 @@ class Simulated:
             return keepalived.KeepalivedEngine(candidacy_of_vrrp(self.host, given), *rest)
         return standing.UcarpEngine(_carp(self.host, given), *rest)
 
-    def presence(self, told: reporter.Reporter) -> Presence:
+    def presence(self, told: reporter.Reporter, daemon: Daemon) -> Presence:
         """Return what makes this replica known to others."""
+        del daemon
         own = Said(
             source=self.host.address,
             name=self.host.name,
@@ -100,7 +104,9 @@ class Simulated:
             engine=str(self.host.settings.get("engine", "ucarp")),
             rank=int(self.host.settings["advskew"]),
         )
-        return Presence(self.loop, SEAL, Way(port=PORT), own, told.warn_once)  # type: ignore[arg-type]
+        made = Presence(self.loop, SEAL, Way(port=PORT), own, told.warn_once)  # type: ignore[arg-type]
+        self.known = made.members
+        return made
 
     def _attach(self, daemon: Daemon) -> None:
         host, loop = self.host, self.loop
@@ -135,7 +141,7 @@ class Simulated:
                     vip=VIP,
                     unrouted=lambda: "" if host.route and host.link == "up" else "no route",
                 ),
-                presence=self.presence(told),
+                presence=self.presence(told, daemon),
                 reporter=told,
             )
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from sim.attacker import KINDS
 from sim.checkers import Failure
 from sim.commands import do
 from sim.course import SETTLING, course
@@ -19,6 +20,9 @@ _COMMON, _ALONE = 0.1, 0.5
 
 _CALM = 12.0
 """Seconds that are looked at when all should be well again."""
+
+_TAMPERED = 0.3
+"""How often somebody tampers with presence; how often its frames are lost, late and doubled."""
 
 _INTERVALS = (0.1, 0.1, 0.5, 1)
 """Seconds between adverts of keepalived: its default, that of who may not be a real-time process, and of version 2."""
@@ -41,10 +45,12 @@ class Schedule:
     seed: int
     hosts: str
     faults: tuple[Fault, ...]
+    presence: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """Yield what is done, as lines of commands."""
         yield self.hosts
+        yield from self.presence
         now = 0.0
         for at, what in sorted(self._times(), key=lambda each: each[0]):
             if at > now:
@@ -155,6 +161,18 @@ def _kinds(engine: str) -> list[tuple[int, _Make]]:
 
 
 def schedule(seed: int, hosts: int | None = None, engine: str = "ucarp") -> Schedule:
+    """Return the schedule of a seed: misfortunes, and in some of them, somebody who tampers with presence."""
+    return replace(_misfortunes(seed, hosts, engine), presence=tuple(_tampering(Random(f"{seed} presence"))))
+
+
+def _tampering(random: Random) -> Iterator[str]:
+    if random.random() < _TAMPERED:
+        yield f"attack {','.join(random.sample(KINDS, random.randint(1, len(KINDS))))}"
+    if random.random() < _TAMPERED:
+        yield f"presence loss={random.choice([0, 30, 80])}% delay={random.choice([0, 3, 30])}s duplication=30%"
+
+
+def _misfortunes(seed: int, hosts: int | None, engine: str) -> Schedule:
     """Return the schedule of a seed: misfortunes that come alone, that follow each other, or one that all suffer."""
     random = Random(seed)
     names = [f"n{each}" for each in range(1, 1 + (hosts or random.choice([3, 3, 5])))]

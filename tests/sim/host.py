@@ -1,7 +1,7 @@
 """A host: its interface and address, its lease of the VIP, rules, routes, programs, and the kevip that runs there."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import count
@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from kevip.core.messages import Standby
 from kevip.health.ask import Answer
+from kevip.presence.group import Member
 from sim.child import Child
 from sim.handoff import Offer
 from sim.loop import COST, Loop
@@ -32,6 +33,10 @@ class Kevip(Protocol):
     @property
     def role(self) -> str:
         """The role that it says it has."""
+
+    @property
+    def known(self) -> Mapping[IPv4Address, Member]:
+        """The others that it knows."""
 
     def run(self) -> int:
         """Do all that kevip does from its start to its end, as a process of the host; return the exit status."""
@@ -199,6 +204,11 @@ class Node:
     def role(self) -> str:
         """The role that kevip has, in its own words; "off" if it does not run."""
         return self.kevip.role if self.runs and self.kevip else "off"
+
+    @property
+    def known(self) -> Mapping[IPv4Address, Member]:
+        """The others that kevip knows."""
+        return self.kevip.known if self.kevip else {}
 
     def start(self) -> None:
         """Start kevip, unless it runs."""

@@ -1,12 +1,14 @@
 """Each checker on a planted fault: puppets in kevip's place, that do what a daemon must not."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address
 
 import pytest
 
 from kevip.election.ucarp import Candidacy
 from kevip.election.vrrpd import Home
+from kevip.presence.group import Member
 from sim.checkers import CHECKERS, Checker
 from sim.commands import do
 from sim.course import Course, course
@@ -22,6 +24,7 @@ class Puppet:
 
     role = "backup"
     status = 0
+    known: Mapping[IPv4Address, Member] = {}
 
     def __init__(self, host: Host, loop: Loop) -> None:
         self.host, self._loop = host, loop
