@@ -113,11 +113,13 @@ class Control:
         self._loop, self._path, self._memory, self._log, self._tell = loop, path, memory, log, tell
         self._asked: dict[socket.socket, _Asked | None] = {}
         self._instance = Instance()
+        self._lasting = Standby(-inf)  # what was asked for last, but for moves: these neither end nor shorten it
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
 
     def open(self) -> None:
         """Listen, and go on with the standby that an earlier daemon was told; that it cannot listen is told only."""
         if standby := self._memory.recall(self._loop.now()):
+            self._lasting = standby
             self._tell(standby)
         try:
             self._path.unlink(missing_ok=True)
@@ -149,8 +151,11 @@ class Control:
             return
         self._log.warning("operator.asked", **asdict(question))
         self._asked[client] = asked = _Asked(question, now, self._instance.level is Level.HELD)
-        if question.command != "move" or asked.served:
+        if question.command != "move":
+            self._lasting = standby
             self._do(standby)
+        elif asked.served:
+            self._do(max(standby, self._lasting, key=lambda each: each.until))
 
     def _do(self, standby: Standby) -> None:
         try:
@@ -175,7 +180,7 @@ class Control:
                 client.send(json.dumps(asdict(answer)).encode())
             self._forget(client)
             if asked.question.command == "move" and asked.served and not answer.ok:
-                self._do(Standby(-inf))
+                self._do(self._lasting if self._lasting.until > self._loop.now() else Standby(-inf))
 
     def _outcome(self, asked: _Asked, traits: Traits) -> Answer | None:
         """Say what came of a question; None if that is not known yet."""

@@ -1,6 +1,7 @@
 """What an operator asks of a running kevip: to move the VIP, to come last, and to be as before."""
 
 import re
+import signal
 import stat
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from lab.network import VIP, Namespace, Network, eventually
-from lab.replica import Replica, invoke, on_each_engine
+from lab.replica import Replica, invoke, on_each_engine, wrapped
 from lab.traffic import Probe, hears, speaker
 
 Start = Callable[..., Replica]
@@ -131,6 +132,73 @@ def test_two_may_ask_at_once(network: Network, start: Start) -> None:
     moved = [said for status, said in answers if status == 0 and re.fullmatch(took_over("10.77.0.12"), said)]
     assert moved
     assert all(said in {*moved, f"{VIP}: the VIP is not here\n", f"{VIP}: in standby\n"} for _, said in answers)
+
+
+def test_a_move_does_not_end_what_another_one_asked_for(network: Network, start: Start) -> None:
+    first = start(network.nodes[0], advskew=1).master()
+    assert ask(first, "standby", "--for=2h") == (1, NOBODY)
+    until = first.state()["standby"]
+    assert ask(first, "move") == (1, NOBODY)
+    assert first.state()["standby"] == until != ""
+    second = start(network.nodes[1], advskew=20).master(within=30)
+    assert ask(second, "move")[0] == 1, "the first one is in standby"
+    assert ask(first, "move") == (1, f"{VIP}: the VIP is not here\n")
+    assert ask(first, "standby", "--for=2h") == ask(first, "standby", "--for=2h") == (0, f"{VIP}: in standby\n")
+
+
+@on_each_engine
+@pytest.mark.parametrize("command", ["resume", "standby", "move"])
+def test_what_is_asked_during_a_stop_does_not_keep_it(network: Network, start: Start, command: str) -> None:
+    first = start(network.nodes[0], advskew=1).master()
+    with ThreadPoolExecutor() as pool:
+        stops = pool.submit(first.stop)
+        first.logged("handover.started")
+        nobody = (1, f"{VIP}: no peer took over: nobody holds the VIP now\n")
+        assert ask(first, command) == ((0, f"{VIP}: not in standby any more\n") if command == "resume" else nobody)
+        assert stops.result()[0] == 0
+    assert "Traceback" not in first.log()
+
+
+@on_each_engine
+@pytest.mark.parametrize("command", ["resume", "standby", "move"])
+def test_what_is_asked_during_a_handover_is_answered_and_nobody_loses_the_vip(
+    network: Network, start: Start, command: str
+) -> None:
+    """Nobody takes over here, so that the handover lasts."""
+    first = start(network.nodes[0], advskew=1).master()
+    with ThreadPoolExecutor() as pool:
+        begun = pool.submit(ask, first, "standby")
+        first.logged("operator.asked")
+        expected = (0, f"{VIP}: not in standby any more\n") if command == "resume" else (1, NOBODY)
+        assert ask(first, command) == expected
+        assert begun.result() == (1, NOBODY)
+    eventually(lambda: bool(first.state()["standby"]) is (command != "resume"), what="what was asked last holds")
+    assert (first.master().events("takeover.done")[1:], first.node.has(VIP)) == ([], True)
+    assert "Traceback" not in first.log()
+
+
+@on_each_engine
+@pytest.mark.parametrize("command", ["resume", "standby", "move"])
+def test_what_is_asked_during_a_takeover_is_answered_after_it(
+    network: Network, start: Start, tmp_path: Path, command: str
+) -> None:
+    first = start(network.nodes[0], advskew=1).master()
+    late = f'orders=$(cat); touch {tmp_path}/runs; sleep 0.5; echo "$orders" | "$real" "$@"; exit'
+    slow = f'case "$*" in *-batch*) {late};; esac'
+    second = start(network.nodes[1], advskew=10, env=wrapped(tmp_path, "ip", slow)).ready()
+    third = start(network.nodes[2], advskew=20).ready()
+    eventually(lambda: second.state()["peers"] and third.state()["peers"], what="all have heard the master")
+    third.process.send_signal(signal.SIGSTOP)  # it is not to be the first one
+    (tmp_path / "runs").unlink(missing_ok=True)
+    first.kill()
+    eventually((tmp_path / "runs").exists, what="the second one takes over")
+    third.process.send_signal(signal.SIGCONT)
+    status, said = ask(second, command)
+    moved = re.fullmatch(took_over("10.77.0.13"), said)
+    expected = said == f"{VIP}: not in standby any more\n" if command == "resume" else moved or said == NOBODY
+    assert (status in {0, 1}, bool(expected)) == (True, True), said
+    network.settled()
+    assert "Traceback" not in second.log() + third.log()
 
 
 def test_a_stop_ends_a_move(network: Network, start: Start) -> None:
