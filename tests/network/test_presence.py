@@ -1,6 +1,7 @@
 """Presence, with real replicas: each sees the others, and says who is gone, or not set as it is."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -165,6 +166,22 @@ def test_settings_that_differ_are_told_everywhere_and_by_a_check(network: Networ
         ("failed", f"{who} has another ALLOW_FROM, another PORTS, another TARGET"),
         ("warning", f"{who} has another CHECK_INTERVAL"),
     ]
+
+
+def test_hosts_whose_clocks_are_days_apart_know_each_other(network: Network, start: Start) -> None:
+    """The clock since boot, which is what kevip goes by."""
+    plain = named(network.nodes[0], start, advskew=1).master()
+    days = ("unshare", "--time", f"--monotonic={5 * 86400}", f"--boottime={5 * 86400}")
+    later = start(network.nodes[1], advskew=20, wrapper=(*days, *NAMED, "node2")).ready()
+    for each, others in ((plain, "node2"), (later, "node1")):
+        eventually(lambda each=each: len(members(each)) == 1, what="they know each other")  # type: ignore[misc]
+        [member] = members(each).values()
+        assert (member["name"], each.role()) == (others, "master" if each is plain else "backup")
+    assert str(5 * 86400) in Path(f"/proc/{later.process.pid}/timens_offsets").read_text()
+    assert status(plain)[0] == 0
+    assert re.search(r"node2 +backup .* \d+\.\d s ago", status(plain)[1])
+    later.kill()
+    problem(plain, "no backup", within=25)
 
 
 def test_one_with_another_password_is_no_member_and_is_told(network: Network, start: Start) -> None:
