@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lab.network import TARGET, VIP, Namespace, Network, eventually
 from lab.replica import PASSWORD, Replica, invoke, on_each_engine
-from lab.traffic import Probe
+from lab.traffic import Conversations, Probe
 
 from kevip.election.adverts import CarpAdverts
 from kevip.election.carp import Advert, Group, Interval
@@ -117,6 +117,27 @@ def test_a_last_backup_that_dies_is_a_problem_within_20_seconds(network: Network
     again.stop()
     eventually(lambda: "stopped" in status(master)[1], within=5, what="who stops says so")
     problem(master, "no backup", within=20)
+
+
+def shape(text: str) -> list[str]:
+    """Return the lines of a status, as they are whatever the numbers in them."""
+    numberless = re.sub(r"# [kM]?B\b", "# B", re.sub(r"\d+(\.\d+)?", "#", text))
+    return [" ".join(line.split()) for line in numberless.split("\n") if line]
+
+
+def test_the_pictures_in_the_readme_are_what_a_status_shows(network: Network, start: Start) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    well, dead = map(shape, re.findall(r"^```\n([\d.]+\n.*?  peers .*?)```$", readme, flags=re.MULTILINE | re.DOTALL))
+    first = named(network.nodes[0], start, advskew=1, check="tcp:7000").master()
+    others = [
+        named(node, start, advskew=skew, check="tcp:7000").ready()
+        for node, skew in zip(network.nodes[1:], (10, 19), strict=True)
+    ]
+    with Conversations(network.client, VIP, 200):
+        eventually(lambda: shape(status(first)[1]) == well, what="the whole group")
+    for each in others:
+        each.kill()
+    eventually(lambda: set(dead) <= set(shape(status(first)[1])), within=30, what="both backups are dead")
 
 
 def test_fewer_than_expected_is_a_problem_on_each(network: Network, start: Start) -> None:
