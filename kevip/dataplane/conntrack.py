@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -48,6 +49,9 @@ def count(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:
     return total
 
 
+_CHEAP, _REST = 0.05, 49  # a survey that takes more seconds is good for so many times of that
+
+
 @dataclass(frozen=True, slots=True)
 class Tracked:
     """The connections to VIPs: all of them, and those whose source TARGET does not see as a VIP.
@@ -81,6 +85,23 @@ def survey(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
             of = protocol.decode(), int(port)
             ports[of] = max(ports.get(of, 0), number)
     return Tracked(total, wrong, ports)
+
+
+class Survey:
+    """Surveys VIPs, as often as is cheap: if it is not, for a fiftieth of the time; the last one is good meanwhile."""
+
+    def __init__(self) -> None:
+        self._found: dict[object, Tracked] = {}
+        self._due = -inf
+
+    def __call__(self, vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
+        """Return what is tracked of the VIPs; raises CommandError."""
+        begin, which = monotonic(), (tuple(vips), rewritten)
+        if begin >= self._due or which not in self._found:
+            self._found = {which: survey(vips, rewritten=rewritten)}
+            took = monotonic() - begin
+            self._due = begin + took * (1 + _REST * (took > _CHEAP))
+        return self._found[which]
 
 
 # The protocol, and where the answers come from, go to, and from which port.

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from kevip.config import Endpoint
 from kevip.core.messages import Role
+from kevip.dataplane import conntrack
 from kevip.dataplane.conntrack import SOURCE_PORTS
 from kevip.dataplane.survey import Kind
 from kevip.election.packet import FLAWS
@@ -48,6 +49,7 @@ class Exporter(Collector):
         self._lock = Lock()
         self._facts: Facts | None = None
         self._looked = -_SHARED
+        self._survey = conntrack.Survey()
 
     def alive(self) -> bool:
         """Whether the daemon's loop turns."""
@@ -69,7 +71,7 @@ class Exporter(Collector):
             if monotonic() - self._looked >= _SHARED:
                 self._looked, self._facts = monotonic(), None
                 try:
-                    look = Look(Path(), [self._record.dataplane])
+                    look = Look(Path(), [self._record.dataplane], self._survey)
                     self._facts = look.of(self._record.vip, self._record.snapshot(), monotonic())
                 except KevipError as error:
                     logger().debug("metrics.incomplete", error=str(error))

@@ -1,6 +1,6 @@
 """What is: the facts about each VIP on this host, from what its daemon says and from the kernel. Changes nothing."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -92,8 +92,13 @@ class Facts:
 class Look:
     """A look at this host, for any number of VIPs; raises CommandError if it cannot even list its interfaces."""
 
-    def __init__(self, run_dir: Path, backends: Collection[str] | None = None) -> None:
-        self._run_dir = run_dir
+    def __init__(
+        self,
+        run_dir: Path,
+        backends: Collection[str] | None = None,
+        survey: Callable[..., conntrack.Tracked] = conntrack.survey,
+    ) -> None:
+        self._run_dir, self._survey = run_dir, survey
         self._privileged = "NET_ADMIN" not in kernel.missing_capabilities()
         self._running = lock.taken()
         self._interfaces = interface.listing(run_now)
@@ -148,7 +153,7 @@ class Look:
         if self._privileged:
             with suppress(KevipError):
                 rewritten = Part.REWRITE in parts
-                tracked = conntrack.survey(list(vips), rewritten=rewritten)
+                tracked = self._survey(list(vips), rewritten=rewritten)
                 if Part.SNAT not in parts or rewritten:  # the source need not be the VIP, or nothing is translated
                     tracked = conntrack.Tracked(tracked.total)
         service, served = self._service(report)
