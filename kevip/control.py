@@ -5,7 +5,7 @@ A question is one message of JSON, the answer another one, when it is known what
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -113,6 +113,7 @@ class Control:
         self._loop, self._path, self._memory, self._log, self._tell = loop, path, memory, log, tell
         self._asked: dict[socket.socket, _Asked | None] = {}
         self._instance = Instance()
+        self._names: Mapping[IPv4Address, str] = {}
         self._lasting = Standby(-inf)  # what was asked for last, but for moves: these neither end nor shorten it
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
 
@@ -169,9 +170,9 @@ class Control:
         self._loop.forget(client)
         client.close()
 
-    def follow(self, traits: Traits, instance: Instance) -> None:
-        """See what became of what was asked, and answer what is known."""
-        self._instance = instance
+    def follow(self, traits: Traits, instance: Instance, names: Mapping[IPv4Address, str]) -> None:
+        """See what became of what was asked, and answer what is known; ``names`` are of other hosts."""
+        self._instance, self._names = instance, names
         for client, asked in list(self._asked.items()):
             if not asked or not (answer := self._outcome(asked, traits)):
                 continue
@@ -192,7 +193,8 @@ class Control:
             return Answer(command == "standby", text)
         if instance.level is not Level.HELD:
             heir = instance.peers.master(asked.at)
-            text = f"{heir} took over in {seconds:.1f} s" if heir else "no peer took over: nobody holds the VIP now"
+            who = f"{self._names[heir]} ({heir})" if heir and heir in self._names else heir
+            text = f"{who} took over in {seconds:.1f} s" if heir else "no peer took over: nobody holds the VIP now"
             return Answer(bool(heir) or asked.question.force, text)
         if isinstance(instance.state, Leaving):
             asked.left = True

@@ -117,7 +117,8 @@ class Daemon:
         record = self._reporter.record
         self._presence.update(Now(record.role, record.since, held, self.instance.reached, standby))
         if self.control:
-            self.control.follow(traits, self.instance)
+            names = {source: each.name for source, each in self._presence.members.items()}
+            self.control.follow(traits, self.instance, names)
         self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)
 
     def _due(self) -> None:

@@ -25,7 +25,7 @@ def ask(replica: Replica, command: str, *arguments: str) -> tuple[int, str]:
 
 
 def took_over(heir: str) -> str:
-    return rf"{re.escape(VIP)}: {re.escape(heir)} took over in \d\.\d s\n"
+    return rf"{re.escape(VIP)}: \S+ \({re.escape(heir)}\) took over in \d\.\d s\n"
 
 
 @on_each_engine
