@@ -66,16 +66,8 @@ class Tracked:
 
 def survey(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
     """Return what is tracked of VIPs; raises CommandError. 0.6 s of a processor for 100,000 connections."""
-    seen = Counter[tuple[bytes, ...]]()
-    for which in _which(vips, rewritten):
-        rest = b""
-        for piece in command.stream(["conntrack", "--dump", "--family", "ipv4", *which]):
-            text = rest + piece
-            whole = text.rfind(b"\n") + 1
-            seen.update(_ENTRY.findall(text[:whole]))
-            rest = text[whole:]
     total, wrong, ports, ours = 0, 0, dict[tuple[str, int], int](), {str(vip).encode() for vip in vips}
-    for (protocol, answers, to, port), number in seen.items():
+    for (protocol, answers, to, port), number in _entries(vips, rewritten=rewritten).items():
         total += number
         if answers in ours:
             continue  # what this host answers itself
@@ -85,6 +77,19 @@ def survey(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
             of = protocol.decode(), int(port)
             ports[of] = max(ports.get(of, 0), number)
     return Tracked(total, wrong, ports)
+
+
+def _entries(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Counter[tuple[bytes, ...]]:
+    """Return how many there are of each kind; raises CommandError."""
+    seen = Counter[tuple[bytes, ...]]()
+    for which in _which(vips, rewritten):
+        rest = b""
+        for piece in command.stream(["conntrack", "--dump", "--family", "ipv4", *which]):
+            text = rest + piece
+            whole = text.rfind(b"\n") + 1
+            seen.update(_ENTRY.findall(text[:whole]))
+            rest = text[whole:]
+    return seen
 
 
 class Survey:
@@ -114,8 +119,10 @@ def forget_untranslated(vips: Sequence[IPv4Address]) -> None:
     They are the ones whose replies are expected from the VIP itself. With such an entry, a process of this host that
     used the VIP while it was elsewhere would get a reset.
     """
-    for network in _networks(vips):
-        _delete(("--orig-dst", network, "--reply-src", network), monotonic() + PATIENCE)
+    answering = {each[1] for each in _entries(vips)} if len(vips) > 1 else ()
+    for vip in vips:
+        if len(vips) == 1 or str(vip).encode() in answering:
+            _delete(("--orig-dst", str(vip), "--reply-src", str(vip)), monotonic() + PATIENCE)
 
 
 def _networks(vips: Sequence[IPv4Address]) -> list[str]:

@@ -123,7 +123,7 @@ class Plane:
         before = lease.hold(self._vips, self.interface)
         strays = [each for each in before if each[0] != self.interface]
         lease.drop(strays)
-        missing = [each for each in lease.on(self.interface, self._vips) if each not in before]
+        missing = sorted({*lease.on(self.interface, self._vips)}.difference(before))
         self._tell(_addresses(self._vips, missing, "missing on") + _addresses(self._vips, strays))
 
     def _take_over(self, scope: Scope) -> None:

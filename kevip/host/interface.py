@@ -30,7 +30,7 @@ class Address:
 
     def is_lease(self, vip: IPv4Address) -> bool:
         """Whether this is the VIP as kevip adds it: a /32 that expires and is never a source (our mark)."""
-        return self.ip == IPv4Interface(vip) and self.valid != FOREVER and self.preferred == 0
+        return self.preferred == 0 and self.valid != FOREVER and self.ip == IPv4Interface(vip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,7 +137,7 @@ class Namespace:
 
     def has(self, address: str) -> bool:
         """Whether the address is on this host; asked again and again, so it starts no process (netdevice(7))."""
-        room = ctypes.create_string_buffer(_IFREQ * 64)
+        room = ctypes.create_string_buffer(_IFREQ * 512)
         request = struct.pack("@iP", len(room), ctypes.addressof(room))
         with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inquirer:
             length = struct.unpack_from("@i", fcntl.ioctl(inquirer, _SIOCGIFCONF, request))[0]

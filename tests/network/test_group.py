@@ -1,11 +1,14 @@
 """A group of several VIPs and targets, taken and left as one: real TCP and UDP through every form of a forward."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
+from ipaddress import IPv4Address
 
 import pytest
-from lab.network import DATAPLANES, VIP, Network, eventually
-from lab.replica import Replica, on_each_engine
+from lab.network import DATAPLANES, TARGET, VIP, Namespace, Network, eventually
+from lab.replica import PASSWORD, Replica, invoke, on_each_engine
 from lab.traffic import PORT, server, tcp_source, udp_source
 
 Start = Callable[..., Replica]
@@ -83,3 +86,54 @@ def test_one_address_of_many_that_was_deleted_is_added_again(targets: Network, s
     said = replica.logged("drift.repaired")
     assert said["what"] == [f"address {VIP3} missing on eth0"]
     eventually(lambda: replica.node.has(VIP3), what="it is there again")
+
+
+def test_connections_that_nobody_translated_are_forgotten_for_each_vip(targets: Network, start: Start) -> None:
+    """A process of a host that used a VIP while that was nowhere would get a reset, once it is here."""
+    node = targets.nodes[0]
+    with node.entered(), pytest.raises(OSError, match=r"refused|No route|timed out"):
+        socket.create_connection((VIP2, PORT), timeout=3)
+    start(node, forward=FORWARDS).master()
+    assert tcp_source(node, VIP2, PORT) == VIP2
+
+
+def test_a_vip_of_the_group_that_another_host_has_too_is_told(targets: Network, start: Start) -> None:
+    replica = start(targets.nodes[0], forward=FORWARDS).master()
+    stranger = targets.nodes[2]
+    stranger.run("ip", "address", "add", f"{VIP3}/24", "dev", "eth0")
+    said = replica.logged("address.duplicate", within=60)
+    assert said["mac"] == f"{stranger.mac} ({VIP3})"
+    assert "answers ARP" in invoke(targets.nodes[0], "status", f"--run-dir={replica.run_dir}").stdout
+
+
+def test_two_groups_cannot_both_have_a_vip(targets: Network, start: Start) -> None:
+    start(targets.nodes[0], forward=FORWARDS).ready()
+    refused = invoke(targets.nodes[0], f"--vip={VIP2}", f"--target={TARGET2}", env={"PASSWORD": PASSWORD})
+    assert (refused.returncode, f"serves VIP {VIP2} on this host already" in refused.stderr) == (4, True)
+
+
+def has_all(host: Namespace, vips: list[str]) -> bool:
+    """Whether a host has all of them."""
+    return all(host.has(each) for each in vips)
+
+
+@on_each_engine
+def test_two_hundred_and_fifty_vips_move_together(network: Network, start: Start) -> None:
+    many = [str(IPv4Address(VIP2) + each) for each in range(9, 149)] + [f"10.77.1.{each}" for each in range(1, 110)]
+    network.router.run("ip", "address", "add", "10.77.0.1/23", "dev", "eth0")
+    for host in (*network.nodes[:2], network.client):
+        own = host.addresses()[0][1].partition("/")[0]
+        host.run("ip", "address", "add", f"{own}/23", "dev", "eth0")
+    forwards = " ".join(f"{each}={TARGET}" for each in many)
+    replicas = [start(node, forward=forwards, dataplane="nftables") for node in network.nodes[:2]]
+    for _ in range(2):
+        master = network.settled(among=[each.node for each in replicas])
+        eventually(partial(has_all, master, many), what="it has them all")
+        for vip in (many[0], many[138], many[-1], VIP):
+            assert tcp_source(network.client, vip, PORT) == vip
+        [leaver] = [each for each in replicas if each.node == master]
+        assert leaver.stop()[0] == 0
+        assert not any(leaver.node.has(each) for each in (VIP, *many))
+        replicas.remove(leaver)
+        if replicas:
+            assert not replicas[0].events("takeover.incomplete")
