@@ -139,7 +139,12 @@ _RUN_DIR = _setting("--run-dir", _PATH, "Directory for runtime files.", "/run/ke
 
 _SETTINGS = (
     _setting("--vip", _ADDRESS, "The virtual IP: an IPv4 address of this network that no host has.  [required]"),
-    _setting("--target", _ADDRESS, "Where traffic to the VIP goes: an IPv4 address.", "required, but for --hold-only"),
+    _setting(
+        "--target",
+        _Parsed("address", forwards.parse_target),
+        "Where traffic to the VIP goes: an IPv4 address, or a name, which is looked up every 30 s.",
+        "required, but for --hold-only",
+    ),
     _setting(
         "--forward",
         _Forwards(),

@@ -6,7 +6,7 @@ import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from random import SystemRandom
@@ -91,7 +91,7 @@ class Config:
     """
 
     vip: IPv4Address
-    target: IPv4Address | None = None
+    target: IPv4Address | str | None = None
     password: str = field(repr=False)
     forwards: tuple[Spec, ...] = ()
     source: IPv4Address | None = None  # what targets see; None is the VIP that was connected to
@@ -136,12 +136,12 @@ class Config:
     @property
     def routes(self) -> tuple[Forward, ...]:
         """All that is proxied."""
-        return tuple(_routes(self.vip, self.target, self.forwards))
+        return tuple(each.of(self.vip) for each in _specs(self.target, self.forwards))
 
     @property
     def vips(self) -> tuple[IPv4Address, ...]:
         """The addresses of the group, the first one first."""
-        return tuple(dict.fromkeys((self.vip, *(each.vip for each in self.routes))))
+        return tuple(dict.fromkeys((self.vip, *(each.vip or self.vip for each in self.forwards))))
 
     @property
     def targets(self) -> tuple[IPv4Address, ...]:
@@ -149,9 +149,27 @@ class Config:
         return tuple(dict.fromkeys(each.target for each in self.routes))
 
     @property
+    def address(self) -> IPv4Address | None:
+        """The one of TARGET, which is no name by now."""
+        assert not isinstance(self.target, str)  # noqa: S101 - see ``at``
+        return self.target
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets that are given by name."""
+        every = (each.target for each in _specs(self.target, self.forwards))
+        return tuple(dict.fromkeys(each for each in every if isinstance(each, str)))
+
+    def at(self, addresses: Mapping[str, IPv4Address]) -> "Config":
+        """Return the settings with addresses in the place of names; raises SettingsError where these do not fit."""
+        target = addresses[self.target] if isinstance(self.target, str) else self.target
+        specs = (replace(each, target=addresses.get(str(each.target), each.target)) for each in self.forwards)
+        return replace(self, target=target, forwards=tuple(specs))
+
+    @property
     def hands_on(self) -> bool:
         """Whether an heir may have the connections: a host-wide masquerade gives them an address that it has not."""
-        return bool(self.routes) and not self.global_masquerade
+        return bool(self.target or self.forwards) and not self.global_masquerade
 
     def alike(self) -> dict[str, str]:
         """Return what replicas should have alike, by the names of the variables."""
@@ -199,10 +217,10 @@ def _missing(given: Mapping[str, Any]) -> Iterator[str]:
         yield _NO_TARGET
 
 
-def _routes(vip: IPv4Address, target: IPv4Address | None, specs: Iterable[Spec]) -> Iterator[Forward]:
+def _specs(target: IPv4Address | str | None, more: Iterable[Spec]) -> Iterator[Spec]:
     if target:
-        yield Forward(vip, target)
-    yield from (each.of(vip) for each in specs)
+        yield Spec(target)
+    yield from more
 
 
 def _covered(values: Mapping[str, Any]) -> bool:
@@ -316,12 +334,11 @@ def _of_forwards(values: Mapping[str, Any]) -> Iterator[str]:
     vip, specs, source = values.get("vip"), values.get("forwards") or (), values.get("source")
     if not vip:
         return
-    named = [(f"{label('target')} {each}", Forward(vip, each)) for each in [values.get("target")] if each and specs]
+    named = [(f"{label('target')} {each}", Spec(each, vip)) for each in [values.get("target")] if each and specs]
     for number, spec in enumerate(specs, 1):
-        each = spec.of(vip)
-        named.append((f"{label('forwards')} {number}, {spec}", each))
-        for what, address in (("VIP", each.vip), ("target", each.target)):
-            if (spec.vip or what == "target") and (kind := _unusable(address)):
+        named.append((f"{label('forwards')} {number}, {spec}", replace(spec, vip=spec.vip or vip)))
+        for what, address in (("VIP", spec.vip), ("target", spec.target)):
+            if address and (kind := _unusable(address)):
                 yield f"{named[-1][0]}: {what} {address} is {kind}"
     yield from forwards.problems(named, values.get("ports") or ())
     if source and source not in {vip, *(each.vip for _, each in named)}:
@@ -330,8 +347,10 @@ def _of_forwards(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('source')} and {label('global_masquerade')} contradict each other: leave one of them out"
 
 
-def _unusable(address: IPv4Address) -> str | None:
-    """Say what kind of address this is, if no host can have it."""
+def _unusable(address: IPv4Address | str) -> str | None:
+    """Say what kind of address this is, if no host can have it; of a name, nothing is known."""
+    if isinstance(address, str):
+        return None
     return next((kind for kind, network in _UNUSABLE.items() if address in network), None)
 
 
@@ -372,6 +391,8 @@ def _of_sync(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{sync} needs {interface}, or {peers} of two hosts: {trust}"
     if "sync_interface" not in given and len(given.get("sync_peers", ())) > _PAIR:
         yield f"{peers}: conntrackd sends to one host only, unless by multicast: set {interface}, for more than two"
+    if name := next((each.target for each in _all(values) if isinstance(each.target, str)), None):
+        yield f"{sync} needs targets by their addresses, for conntrackd filters by these: {name} may get another one"
     if values.get("global_masquerade"):
         translated = "other hosts do not have the address that it gives connections"
         yield f"{sync} and {label('global_masquerade')} contradict each other, for {translated}: leave one of them out"
@@ -379,6 +400,10 @@ def _of_sync(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('run_dir')}: conntrackd takes a path of letters, digits and ./_+:@- only"
     if not _PLAIN_PATH.fullmatch(values.get("sync_interface") or "-"):
         yield f"{interface}: conntrackd takes a name of letters, digits and ./_+:@- only"
+
+
+def _all(values: Mapping[str, Any]) -> Iterator[Spec]:
+    return _specs(values.get("target"), values.get("forwards") or ())
 
 
 def _strange_peers(values: Mapping[str, Any]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from kevip.election.engine import Engine
 from kevip.errors import KevipError
 from kevip.health.watch import Watch
 from kevip.host import systemd
+from kevip.log import logger
 from kevip.loop import Loop
 from kevip.presence.presence import Now, Presence
 from kevip.status.record import Record, standby
@@ -65,9 +66,10 @@ class Daemon:
 
     replication: Replication | None = None
     control: Control | None = None
+    is_stopping = False
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+        self._loop, self._log = loop, logger()
         self._events: deque[msg.Event] = deque()
         self.instance = Instance()
 
@@ -135,6 +137,7 @@ class Daemon:
         """Stop, because of a signal."""
         self._log.info("daemon.stopping", signal=number.name)
         systemd.notify("STOPPING=1")
+        self.is_stopping = True
         self.tell(msg.Stop())
 
     def on_hangup(self, number: signal.Signals) -> None:
@@ -241,7 +244,7 @@ class Daemon:
 
     def refresh(self, record: Record) -> None:
         """Bring the record up to date with what only the daemon knows."""
-        record.interface, record.dataplane = self._plane.interface or record.interface, self._plane.backend
+        record.interface, record.dataplane = self._plane.interface or record.interface, self._plane.ruleset.backend.name
         record.rules = self._plane.rules
         record.sync = self.replication.state if self.replication else None
         record.standby = standby(self.instance.standby - self._loop.now())

@@ -10,6 +10,8 @@ from itertools import combinations
 from kevip.dataplane.rules import Forward, Ports
 
 _PORTS = range(1, 2**16)
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")  # of a name (RFC 1123; some have underscores, too)
+_LONGEST_NAME = 253
 _SPEC = re.compile(
     r"(?P<vip>[^:/=]*)(?::(?P<ports>[^/=]*))?(?:/(?P<protocol>[^=]*))?=(?P<target>[^:]*)(?::(?P<port>.*))?"
 )
@@ -17,9 +19,9 @@ _SPEC = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A forward as it is written: without a VIP, it is of the group's first one."""
+    """A forward as it is written: without a VIP, it is of the group's first one. A target may be a name."""
 
-    target: IPv4Address
+    target: IPv4Address | str
     vip: IPv4Address | None = None
     ports: Ports | None = None
     port: int | None = None
@@ -30,7 +32,8 @@ class Spec:
         return f"{source}={self.target}{f':{self.port}' if self.port else ''}"
 
     def of(self, first: IPv4Address) -> Forward:
-        """Return what it says in a group of which this is the first VIP."""
+        """Return what it says in a group of which this is the first VIP; its target is an address by now."""
+        assert isinstance(self.target, IPv4Address)  # noqa: S101 - see ``Config.at``
         return Forward(self.vip or first, self.target, self.ports, self.port)
 
 
@@ -43,6 +46,13 @@ def parse_ipv4(text: str) -> IPv4Address:
     if re.fullmatch(r"(?=.*[A-Za-z])[\w.-]+", text):
         raise ValueError(f"{text!r} is a name, not an IPv4 address: getent ahostsv4 {text} shows its address")
     raise ValueError(f"{text!r} is not an IPv4 address, such as 192.0.2.10")
+
+
+def parse_target(text: str) -> IPv4Address | str:
+    """Parse an IPv4 address, or the name of a host; raises ValueError."""
+    labels = text.removesuffix(".").split(".")
+    is_name = all(map(_LABEL.fullmatch, labels)) and re.search("[A-Za-z]", labels[-1]) and len(text) <= _LONGEST_NAME
+    return text if is_name else parse_ipv4(text)
 
 
 def parse_ports(text: str) -> Ports:
@@ -71,7 +81,7 @@ def parse_spec(text: str) -> Spec:
         if found["ports"] is not None or found["protocol"] is not None:
             numbers = "1-65535" if found["ports"] is None else found["ports"]
             ports = parse_ports(numbers if found["protocol"] is None else f"{numbers}/{found['protocol']}")
-        return Spec(parse_ipv4(found["target"]), vip, ports, port)
+        return Spec(parse_target(found["target"]), vip, ports, port)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from None
 
@@ -92,10 +102,13 @@ def parse_specs(text: str) -> tuple[Spec, ...]:
     return tuple(specs)
 
 
-def problems(forwards: Sequence[tuple[str, Forward]], ports: Sequence[Ports]) -> Iterator[str]:
-    """Say what is wrong with the forwards of a group, by their names; ``ports`` are what is proxied, all if none."""
-    vips = {each.vip for _, each in forwards}
-    for name, each in forwards:
+def problems(specs: Sequence[tuple[str, Spec]], ports: Sequence[Ports]) -> Iterator[str]:
+    """Say what is wrong with the forwards of a group, by their names; all of them have a VIP.
+
+    ``ports`` are what is proxied, all if there are none.
+    """
+    vips = {each.vip for _, each in specs}
+    for name, each in specs:
         if each.target in vips:
             yield f"{name}: {each.target} is a VIP of this group: a target is another host"
         if each.port and not each.ports:
@@ -105,7 +118,7 @@ def problems(forwards: Sequence[tuple[str, Forward]], ports: Sequence[Ports]) ->
             yield f"{name}: several ports cannot all become {each.port}: write a forward for each"
         if each.ports and ports and not _covers(ports, each.ports):
             yield f"{name}: not all of it is among --port (PORTS)"
-    for (first, one), (name, other) in combinations(forwards, 2):
+    for (first, one), (name, other) in combinations(specs, 2):
         if one.vip == other.vip and _overlap(one.ports, other.ports):
             what = "some of these ports are" if one.ports else f"all else of {one.vip} is"
             yield f"{name}: {what} for {one.target} already, by {first}"

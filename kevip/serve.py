@@ -3,9 +3,11 @@
 import shlex
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from ipaddress import IPv4Address
 
 from kevip.check.preflight import Host, locate, preflight, vrrp_candidacy, way
 from kevip.config import Config, Endpoint
@@ -21,12 +23,14 @@ from kevip.election.engine import Engine, Tell
 from kevip.election.keepalived import KeepalivedEngine
 from kevip.election.standing import UcarpEngine
 from kevip.errors import HostError, KevipError
-from kevip.health.ask import ask
+from kevip.health.ask import Answer, ask
 from kevip.health.prober import PATIENCE, Judge, Prober
 from kevip.health.watch import Watch
-from kevip.host import kernel, lock, route
+from kevip.host import kernel, lock, route, systemd
 from kevip.host.interface import Placement
+from kevip.log import logger
 from kevip.loop import Loop
+from kevip.names import Names
 from kevip.presence.frame import Said, Seal
 from kevip.presence.presence import Presence
 from kevip.status.notifier import Notifier
@@ -37,6 +41,8 @@ from kevip.sync import conntrackd, wire
 from kevip.sync.entries import Entries
 from kevip.sync.handoff import Group, Handoff
 from kevip.sync.replication import Bystander, Replication
+
+_TELLING = 2.0  # seconds after which systemd hears again that the start waits for a name
 
 Candidacy = ucarp.Candidacy | vrrpd.Candidacy
 
@@ -49,6 +55,10 @@ def serve(config: Config) -> None:
     loop = Loop()
     daemon = Daemon(loop)
     with loop.signals({**dict.fromkeys(STOPS, daemon.on_stop), signal.SIGHUP: daemon.on_hangup}):
+        names = Names(loop, config.names, logger(vip=str(config.vip)))
+        if not _wait(loop, names, daemon):
+            return
+        given, config = config, config.at(names.addresses)
         host = preflight(config)
         kernel.drop_privileges([vrrpd.REALTIME_NEEDS] if config.engine == "keepalived" else [])
         with ExitStack() as locks:
@@ -56,6 +66,8 @@ def serve(config: Config) -> None:
                 locks.enter_context(lock.take(vip))
             candidacy = _candidacy(config, host)
             plane, reporter = _build(config, host, candidacy, loop, daemon)
+            names.changed = partial(_retarget, given, plane, reporter.record)
+            reporter.record.names = names.known
             if config.metrics:
                 _serve_metrics(config.metrics, reporter.record)
             StateFile(config.run_dir, config.vip).prepare()
@@ -67,8 +79,33 @@ def serve(config: Config) -> None:
             try:
                 daemon.run()
             finally:
+                names.close()
                 for number in STOPS:  # threads may live on that do not block them
                     signal.signal(number, signal.SIG_IGN)
+
+
+def _wait(loop: Loop, names: Names, daemon: Daemon) -> bool:
+    """Wait until each name has an address; say whether that is so, and nobody wants to stop."""
+
+    def tell() -> None:
+        systemd.notify("WATCHDOG=1", "READY=1", "STATUS=waits for the address of a name")
+        loop.after(_TELLING, tell)
+
+    loop.after(_TELLING, tell)
+    while not names.is_complete and not daemon.is_stopping:
+        loop.turn()
+    loop.cancel(tell)
+    if daemon.is_stopping:
+        names.close()
+    return not daemon.is_stopping
+
+
+def _retarget(given: Config, plane: Plane, record: Record, addresses: Mapping[str, IPv4Address]) -> None:
+    """Have names lead to other addresses; raises SettingsError if these cannot be."""
+    config, ruleset = given.at(addresses), plane.ruleset
+    forwards = tuple(each.of(config.vip) for each in config.forwards)
+    plane.change(replace(ruleset.proxy, target=config.address, forwards=forwards))
+    record.target = config.address
 
 
 def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon: Daemon) -> tuple[Plane, Reporter]:
@@ -76,7 +113,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     key = wire.derive(config.password, config.vip)
     record = _record(config, host, candidacy, loop.now())
     proxy = Proxy(
-        vip=config.vip, target=config.target, here=host.placement.source,
+        vip=config.vip, target=config.address, here=host.placement.source,
         global_masquerade=config.global_masquerade, ports=config.ports, allow_from=config.allow_from,
         inlets=_inlets(config, candidacy) + (host.copying.channel.inlets if host.copying else ()),
         channel=host.copying.channel if host.copying else None,
@@ -91,8 +128,8 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     if host.copying:
         home = conntrackd.Home(config.run_dir, config.vip)
         plane.copies = daemon.replication = Replication(loop, host.copying, home, reporter, lambda: rules.here is True)
-    elif config.target:
-        plane.copies = Bystander(config.target)
+    elif config.address:
+        plane.copies = Bystander(config.address)
     daemon.attach(
         Parts(
             engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
@@ -104,9 +141,9 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
                 daemon.tell,
                 lambda answer, up: reporter.answered(up=up, seconds=answer.seconds, problem=answer.problem),
                 judge=Judge(fall=config.check_fall, rise=config.check_rise),
-                prober=_prober(config),
+                prober=_prober(config, rules),
                 vip=config.vip if config.routes else None,
-                unrouted=route.Routes(config.targets).problem if config.routes else None,
+                unrouted=partial(_unrouted, route.Routes(), rules) if config.routes else None,
             ),
             presence=_presence(config, candidacy, key, loop, reporter),
             reporter=reporter,
@@ -118,7 +155,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
 def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Record:
     return Record(
         vip=config.vip,
-        target=config.target,
+        target=config.address,
         others=list(config.vips[1:]),
         forwards=list(map(str, config.forwards)),
         vip_id=config.vip_id,
@@ -182,10 +219,18 @@ def _candidacy(config: Config, host: Host) -> Candidacy:
     )  # fmt: skip
 
 
-def _prober(config: Config) -> Prober | None:
-    if not config.check:
+def _unrouted(routes: route.Routes, rules: Ruleset) -> str:
+    return routes.problem(rules.targets)
+
+
+def _prober(config: Config, rules: Ruleset) -> Prober | None:
+    if not (check := config.check):
         return None
-    question = partial(ask, config.check, config.target, min(float(config.check_interval), PATIENCE))
+    seconds = min(float(config.check_interval), PATIENCE)
+
+    def question(source: IPv4Address | None) -> Answer:
+        return ask(check, next(iter(rules.targets), None), seconds, source)
+
     return Prober(question, interval=config.check_interval)
 
 
@@ -205,7 +250,7 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
     )
     try:
         if removed := plane.cleanup():
-            log.warning("leftovers.removed", what=removed)
+            log.warning("leftovers.removed", what=list(map(str, removed)))
     except KevipError as error:
         log.warning("leftovers.stay", error=str(error))
     if config.routes and (done := kernel.enable_forwarding(*route.incoming(name, config.targets))):

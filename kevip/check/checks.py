@@ -22,6 +22,7 @@ from kevip.errors import KevipError
 from kevip.health.ask import Asker, Check, ask, parse_check
 from kevip.host import kernel, kubernetes, lock, nfnetlink, route
 from kevip.host.interface import Interface, Placement
+from kevip.names import resolve
 from kevip.presence.channel import Channel
 from kevip.presence.presence import EVERY
 from kevip.status.runfile import StateFile
@@ -39,6 +40,14 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
 
     What the start refuses is told in its words; what cannot be looked at because of that is left out.
     """
+    addresses = dict[str, IPv4Address]()
+    for name in config.names:
+        yield from _attempt("names", _resolved(name, addresses))
+    if len(addresses) == len(config.names):  # else the start would wait for them
+        yield from _diagnose(config.at(addresses), seconds)
+
+
+def _diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
     interval = (
         config.advbase if config.engine == "ucarp" else config.advert_interval or default_interval(realtime=False)
     )
@@ -64,6 +73,11 @@ def diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
         yield from _attempt("served", _served(config.vip, fitness))
         if config.check:
             yield _answer(config.check, None)
+
+
+def _resolved(name: str, addresses: dict[str, IPv4Address]) -> Iterator[Finding]:
+    addresses[name] = resolve(name)[0]
+    yield ok("names", f"{name} is {addresses[name]}")
 
 
 def _served(vip: IPv4Address, fitness: Fitness) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from kevip.dataplane import conntrack, lease, redirects, select
 from kevip.dataplane.backend import Backend, Changes
 from kevip.dataplane.lease import Lease
 from kevip.dataplane.nftables import Nftables
+from kevip.dataplane.rules import Proxy
 from kevip.dataplane.ruleset import Ruleset, Whole, remove
 from kevip.dataplane.survey import Drift, Kind, Plan
 from kevip.errors import KevipError
@@ -86,7 +87,7 @@ class Plane:
     copies: Copies | None = None
 
     def __init__(self, rules: Ruleset, loop: Loop, listener: Listener, warn: Warn) -> None:
-        self._vips, self._rules = rules.vips, rules
+        self._vips, self.ruleset = rules.vips, rules
         self._loop, self._beside = loop, Beside(loop)
         self._listener, self._warn = listener, warn
         self._ip, self._is_new = lease.standby(), False
@@ -94,15 +95,18 @@ class Plane:
         self._next_look = -inf
         self.interface, self.level = "", Level.NONE
 
-    @property
-    def backend(self) -> str:
-        """The name of the back end that has the rules, or would have them."""
-        return self._rules.backend.name
+    def change(self, proxy: Proxy) -> None:
+        """Have other targets from now on; connections that are open go on to where they went."""
+        if self._lowers is None:
+            with suppress(KevipError):
+                self._beside.cancel(0)
+        self.ruleset.change(proxy)
+        self.look(anew=True)
 
     @property
     def rules(self) -> dict[str, list[str]]:
         """The rules that are here when all is well, by back end, as they are saved; none until they were looked at."""
-        return {each.name: rules for each, rules in self._rules.whole.items()} if self.level else {}
+        return {each.name: rules for each, rules in self.ruleset.whole.items()} if self.level else {}
 
     def apply(self, level: Level) -> None:
         """Bring the host to a level; raises KevipError.
@@ -130,7 +134,7 @@ class Plane:
         self._lowers = None
         try:
             self._beside.cancel(scope.left())
-            self._rules.install()
+            self.ruleset.install()
             lease.take(self._vips, self.interface, self._ip)
         except KevipError:
             self.level = Level.DRAINING
@@ -157,16 +161,13 @@ class Plane:
 
     def _lower(self, level: Level, job: Job) -> Action:
         """Remove, beside the loop, what is left here and does not belong to a level."""
-        left = 0
+        ways = [False] * self.ruleset.translates + [True] * self.ruleset.rewrites
         try:
             drop_all(self._vips, job.changes)
             _restore(self._vips, job.changes)
-            if self._rules.may_have_any and level is Level.NONE:
-                self._rules.removes(job.changes)
-            if self._rules.translates:
-                left = self._forget(level)
-            if self._rules.rewrites:
-                left += self._forget(level, rewritten=True)
+            if self.ruleset.may_have_any and level is Level.NONE:
+                self.ruleset.removes(job.changes)
+            left = sum(self._forget(level, rewritten=each) for each in ways)
         except KevipError as error:
             return partial(self._lowered, level, error)
         return partial(self._lowered, level, left=left)
@@ -183,7 +184,7 @@ class Plane:
         elif level is Level.ARMED:
             self.look(anew=True)
         else:
-            self._rules.here, self._rules.whole = False, {}
+            self.ruleset.here, self.ruleset.whole = False, {}
         if left:
             self._warn("release.slow", None, connections=left, hint=_TOO_MANY)
         self._listener.cleared(level, ok=not error)
@@ -196,7 +197,7 @@ class Plane:
         self._next_look = -inf if anew else self._next_look
         try:
             if self.level is not Level.HELD:
-                self._rules.stand_by()
+                self.ruleset.stand_by()
                 self._ip.start()
         except CommandError as error:
             self._warn("drift.not_repaired", None, error=str(error))
@@ -212,10 +213,10 @@ class Plane:
                 begin = monotonic()  # an ip that is slow does not make rules dear
             if look.level is not Level.NONE:
                 self._tend(look, job.changes)
-            elif self._rules.here is False and (look.rules or lease.held(self._vips)):
+            elif self.ruleset.here is False and (look.rules or lease.held(self._vips)):
                 look.rules = True
-                look.drifts = self._clear(job.changes)
-                look.plan = self._rules.survey(look.drifts, self._rules.parts, opens=False)
+                look.drifts = self.cleanup(job.changes)
+                look.plan = self.ruleset.survey(look.drifts, self.ruleset.parts, opens=False)
         except KevipError as error:
             look.error = error
         look.seconds = monotonic() - begin
@@ -223,29 +224,31 @@ class Plane:
 
     def _tend(self, look: _Look, changes: Changes) -> None:
         """See that the host can serve, and mend what it lacks for that."""
-        if not self._rules.may_have_any:
+        if not self.ruleset.may_have_any:
             return
-        if self._rules.targets and not kernel.forwards(*(ways := route.incoming(self.interface, self._rules.targets))):
+        if self.ruleset.targets and not kernel.forwards(
+            *(ways := route.incoming(self.interface, self.ruleset.targets))
+        ):
             with changes():
                 kernel.enable_forwarding(*ways)
             look.drifts.append(Drift(Kind.FORWARDING, "forwarding off"))
-        look.rules = self._rules.wants_look(due=look.rules, anew=look.anew)
-        rewrites = look.level is Level.HELD and self._rules.rewrites
+        look.rules = self.ruleset.wants_look(due=look.rules, anew=look.anew)
+        rewrites = look.level is Level.HELD and self.ruleset.rewrites
         redirects.follow(self._vips[0], self.interface, changes, off=rewrites)
-        if look.rules and self._is_new and self._rules.translates:
+        if look.rules and self._is_new and self.ruleset.translates:
             conntrack.forget_untranslated(self._vips)
         if look.rules:
-            look.plan, look.whole = self._rules.looks(look.drifts, changes, held=look.level is Level.HELD)
+            look.plan, look.whole = self.ruleset.looks(look.drifts, changes, held=look.level is Level.HELD)
 
     def _looked(self, look: _Look) -> None:
         if look.rules:
             share = _SHARE_OF_FAILED if look.error else _SHARE
             self._next_look = self._loop.now() + max(CHECK, (look.seconds - _CHEAP) * share)
         if look.plan is not None:
-            self._rules.adopt(look.plan, look.whole)
+            self.ruleset.adopt(look.plan, look.whole)
         self._tell(look.drifts)
-        if look.error and look.level is Level.ARMED and self._rules.here:
-            self._rules.here = None  # a takeover installs them again, just in case
+        if look.error and look.level is Level.ARMED and self.ruleset.here:
+            self.ruleset.here = None  # a takeover installs them again, just in case
         is_new, self._is_new = self._is_new, False
         if isinstance(look.error, CommandError) and look.error.exit_status is None:
             self._warn("look.slow", None, error=str(look.error))
@@ -260,25 +263,22 @@ class Plane:
             more = [Drift(drifts[-1].kind, f"and {len(drifts) - _TOLD} more")] if len(drifts) > _TOLD else []
             self._listener.drifted((*drifts[:_TOLD], *more))
 
-    def cleanup(self) -> list[str]:
+    def cleanup(self, changes: Changes = nullcontext) -> list[Drift]:
         """Remove what an earlier kevip left for this VIP, in any back end; say what it was. Raises KevipError."""
-        return [str(each) for each in self._clear(nullcontext)]
-
-    def _clear(self, changes: Changes) -> list[Drift]:
         found = _addresses(self._vips, drop_all(self._vips, changes)) + _restore(self._vips, changes)
-        return found + _forgotten(self._vips, self._rules.removes(changes), partial(self._forget, Level.NONE))
+        return found + _forgotten(self._vips, self.ruleset.removes(changes), partial(self._forget, Level.NONE))
 
     def end(self, patience: float = _PATIENCE) -> None:
         """Remove what is still here, and wait so many seconds for that; raises KevipError if something may be left."""
         self._loop.cancel(self.look)
-        self._rules.stand_down()
+        self.ruleset.stand_down()
         self._ip.stop()
         try:
-            if self.level is not Level.NONE or self._rules.here is not False:
+            if self.level is not Level.NONE or self.ruleset.here is not False:
                 self.apply(Level.NONE)
         finally:
             self._beside.close(patience)
-        if self._rules.here is not False:
+        if self.ruleset.here is not False:
             raise KevipError(f"rules for {self._vips[0]} are left on this host: the next start removes them")
 
 

@@ -24,7 +24,7 @@ class Ruleset:
     """
 
     def __init__(self, proxy: Proxy, backend: Backend, *, follows: bool, rewrites: bool = False) -> None:
-        self._proxy, self._vip, self.vips = proxy, proxy.vip, proxy.vips
+        self.proxy, self._vip, self.vips = proxy, proxy.vip, proxy.vips
         self._backends = select.installed() | {backend.name: backend}
         self._others = Survey(proxy, self._backends.values(), follows=follows)
         self.backend, self._restore = backend, backend.standby()
@@ -34,12 +34,19 @@ class Ruleset:
         self.plan: Plan = {}
         self.whole: Whole = {}
         self.here: bool | None = False
+        self._is_stale = False  # the targets are others than those of the rules that are here
         self._used: set[Backend] = set()  # where rules of ours are, or may be
         self.adopt({backend: rewriting(proxy.parts) if rewrites else proxy.parts} if proxy.routes else {}, {})
 
+    def change(self, proxy: Proxy) -> None:
+        """Have other targets from now on, with the next look, or takeover; while no thread is at it."""
+        self.proxy, self.targets = proxy, proxy.targets
+        self._others.proxy, self._is_stale = proxy, True
+        self.whole = {}
+
     def adopt(self, plan: Plan, whole: Whole) -> None:
         """Have rules where this says from now on; ``whole`` are those that are there."""
-        self.whole = whole
+        self.whole, self._is_stale = whole, self._is_stale and not any(whole.values())
         if any(whole.values()):
             self.here = True
         if plan == self.plan:
@@ -57,7 +64,7 @@ class Ruleset:
 
     def stand_by(self) -> None:
         """Be ready to install them at once, if they may not all be here by then; raises CommandError."""
-        if self.translates and (self.here is None or self._proxy.global_masquerade):
+        if self.translates and (self.here is None or self.proxy.global_masquerade):
             self._restore.start()
         else:
             self._restore.stop()
@@ -70,15 +77,19 @@ class Ruleset:
         """Install what a master has and is not here; raises CommandError."""
         have, plan = self.plan if self.here else {}, dict(self.plan)
         if self.translates:
-            parts = rewriting(self._proxy.parts) if self.rewrites else self._proxy.parts
+            parts = rewriting(self.proxy.parts) if self.rewrites else self.proxy.parts
             plan[self.backend] = plan.get(self.backend, frozenset()) | parts
+        if self._is_stale and self.here is not False:
+            for backend, parts in plan.items():
+                backend.repair(self.proxy, parts, backend.save(self._vip))
+            have = plan
         missing = {backend: parts - have.get(backend, frozenset()) for backend, parts in plan.items()}
         for backend, parts in missing.items():
             if parts:
                 self.here, self.whole = None, {}
                 self._used.add(backend)
                 program = self._restore if backend == self.backend else backend.standby()
-                program.run(backend.setup(self._proxy, parts))
+                program.run(backend.setup(self.proxy, parts))
         self.plan, self.here = plan, self.here is not False or self.translates
 
     def looks(self, drifts: list[Drift], changes: Changes, *, held: bool) -> tuple[Plan, Whole]:
@@ -88,7 +99,7 @@ class Ruleset:
         """
         before, self._seen = self._others.seen(), None
         news = list[Drift]()  # told only if all is done
-        parts = self._proxy.parts if held else self._proxy.parts - {Part.MASQUERADE}
+        parts = self.proxy.parts if held else self.proxy.parts - {Part.MASQUERADE}
         plan = self.survey(news, parts, opens=bool(self.whole))
         try:
             whole = self._mend_all(plan, drifts, changes)
@@ -131,17 +142,18 @@ class Ruleset:
         self, backend: Backend, parts: Parts, drifts: list[Drift], changes: Changes, *, again: bool = True
     ) -> list[str]:
         """See to it that all rules are there and nothing else; return them, none if that came to nothing."""
-        saved, size = backend.save(self._vip), backend.size(self._proxy, parts)
-        whole = self.whole.get(backend) if self.plan.get(backend) == parts else None
+        saved, size = backend.save(self._vip), backend.size(self.proxy, parts)
+        as_planned = self.plan.get(backend) == parts and not self._is_stale
+        whole = self.whole.get(backend) if as_planned else None
         wrong = flaws(backend, self._vip, saved, whole) if whole else []
         found = texts(backend, self._vip, saved)
-        if not wrong and len(found) == size and self.plan.get(backend) == parts:
+        if not wrong and len(found) == size and as_planned:
             return found
         try:
             with changes():
                 self._used.add(backend)
                 self.here = None
-                backend.repair(self._proxy, parts, saved)
+                backend.repair(self.proxy, parts, saved)
                 self.here = True
         except CommandError:
             if not again:

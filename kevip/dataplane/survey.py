@@ -52,7 +52,7 @@ class Survey:
     """
 
     def __init__(self, proxy: Proxy, backends: Collection[Backend], *, follows: bool) -> None:
-        self._proxy, self.native = proxy, Nftables()
+        self.proxy, self.native = proxy, Nftables()
         self._iptables = [each for each in backends if isinstance(each, Iptables)]
         self._follows = follows and self.native in backends and self.native.works()
 
@@ -63,7 +63,7 @@ class Survey:
     def seen(self) -> tuple[int, bool] | None:
         """Return what is another one after others have changed something; None if nothing tells that."""
         generation = _generation()
-        return None if generation is None else (generation, any(map(kubernetes.in_ipvs, self._proxy.targets)))
+        return None if generation is None else (generation, any(map(kubernetes.in_ipvs, self.proxy.targets)))
 
     def is_overtaken(self, backend: Backend, plan: Plan) -> bool:
         """Whether others begin to translate before our rules, or to drop what is proxied, as can be seen at once."""
@@ -76,7 +76,7 @@ class Survey:
 
     def _is_taken(self, plan: Plan) -> bool:
         """Whether kube-proxy begins to translate TARGET in nftables."""
-        return not rewrites(plan) and any(map(kubernetes.in_nftables, self._proxy.targets))
+        return not rewrites(plan) and any(map(kubernetes.in_nftables, self.proxy.targets))
 
     def plan(self, backend: Backend, was: Plan, drifts: list[Drift], parts: Parts, *, opens: bool) -> Plan:
         """Return what belongs where, with the parts that translate, by what others have here; add what is new of that.
@@ -97,7 +97,7 @@ class Survey:
         closed = [(each, part) for each, part in self._closed(chains) if _can_open(each, part, was)]
         for each, part in _new(closed, was) if opens else ():
             drifts.append(Drift(_KINDS[part], f"the policy of {OPENS[part]} in {each.name} is to drop"))
-        plan: Plan = {backend: parts} if self._proxy.routes else {}
+        plan: Plan = {backend: parts} if self.proxy.routes else {}
         for each, part in closed:
             plan[each] = plan.get(each, base) | {part}
         return plan
@@ -107,11 +107,11 @@ class Survey:
 
         Whoever did so and is not seen any more may come back: what is refused until then would leak otherwise.
         """
-        if self._proxy.forwards:
+        if self.proxy.forwards:
             saved = list(self._saved())
-            if problems := kubernetes.services(self._proxy.targets, interface.listing(command.run_now), saved):
+            if problems := kubernetes.services(self.proxy.targets, interface.listing(command.run_now), saved):
                 raise HostError(*problems)
-        if self._proxy.forwards or not (target := self._proxy.target):
+        if self.proxy.forwards or not (target := self.proxy.target):
             return False
         mode = kubernetes.mode_now(target, self._saved())
         if mode is None:
@@ -135,12 +135,12 @@ class Survey:
         """Return the chains before which the rules have to go."""
         if not self.can_move(backend):
             return []
-        return select.ahead(backend, chains, source=not self._proxy.global_masquerade)
+        return select.ahead(backend, chains, source=not self.proxy.global_masquerade)
 
     def _closed(self, chains: list[Chain]) -> list[tuple[Iptables, Part]]:
         """Return where something of ours has to be accepted, and what."""
         found = list[tuple[Iptables, Part]]()
-        for each, part in product(self._iptables, sorted(self._proxy.opens)):
+        for each, part in product(self._iptables, sorted(self.proxy.opens)):
             with suppress(KevipError):
                 found += [(each, part)] if each.drops(OPENS[part], chains) else []
         return found

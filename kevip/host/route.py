@@ -80,20 +80,20 @@ def incoming(interface: str, targets: Iterable[IPv4Address]) -> tuple[str, ...]:
 class Routes:
     """The routes to any number of addresses, of which a few are looked at each time, in turn."""
 
-    def __init__(self, targets: Sequence[IPv4Address]) -> None:
-        self._targets, self._next = targets, 0
+    def __init__(self) -> None:
+        self._next = 0
         self._lost: dict[IPv4Address, str] = {}
 
-    def problem(self) -> str:
+    def problem(self, targets: Sequence[IPv4Address]) -> str:
         """Say to which of them there is no route, as far as that was looked at; "" if there is to all."""
-        turn = range(self._next, self._next + min(_AT_ONCE, len(self._targets)))
-        self._next = turn.stop % len(self._targets)
-        some = [self._targets[each % len(self._targets)] for each in turn]
-        for each in dict.fromkeys([*self._lost, *some]):
+        turn = range(self._next, self._next + min(_AT_ONCE, len(targets)))
+        self._next = turn.stop % len(targets)
+        some = [targets[each % len(targets)] for each in turn]
+        for each in dict.fromkeys([*(lost for lost in self._lost if lost in targets), *some]):
             self._lost.pop(each, None)
             if text := problem(each):
                 self._lost[each] = text
-        return next(iter(self._lost.values()), "")
+        return next((text for each, text in self._lost.items() if each in targets), "")
 
 
 def default_interfaces() -> set[str]:

@@ -125,6 +125,9 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
     yield _counter("bad_adverts", "Adverts heard that are damaged, forged or of others.", bad, "reason")
     yield _gauge("peers", "Other hosts heard as master that have not said goodbye since.", len(record.peers))
     yield from _of_group(record)
+    resolved = {name: _date(each.resolved) for name, each in record.names.items()}
+    text = "When the name of a target was resolved last (Unix time)."
+    yield _gauge("name_resolved_timestamp_seconds", text, resolved, "name")
     heard = {str(peer): _date(moment) for peer, moment in record.latest_peers(_MANY)}
     name = "peer_last_advert_timestamp_seconds"
     yield _gauge(name, f"When each of the last {_MANY} advertised (Unix time).", heard, "peer")

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from kevip.core.messages import Reason, Role
 from kevip.host import kernel
 from kevip.loop import Moment
+from kevip.names import Known
 from kevip.presence.group import SILENT, Member
 from kevip.sync.replication import Copies
 
@@ -89,6 +90,7 @@ class Record:
     target: IPv4Address | None
     others: list[IPv4Address] = field(default_factory=list)  # VIPs of the group
     forwards: list[str] = field(default_factory=list)  # what goes elsewhere than to the target
+    names: dict[str, Known] = field(default_factory=dict)  # of targets
     vip_id: int
     interface: str
     dataplane: str

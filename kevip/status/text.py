@@ -13,6 +13,7 @@ import click
 
 from kevip.dataplane.conntrack import SOURCE_PORTS
 from kevip.host import kernel
+from kevip.names import Known
 from kevip.presence.group import Member
 from kevip.status.observe import Facts, Look
 from kevip.status.record import HANGS, PROSE, Record, to_json
@@ -94,10 +95,7 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             yield "standby", report.standby
         yield "target", _target(facts, report)
     yield "address", _address(facts)
-    if report and report.forwards:
-        more = len(report.forwards) - _FORWARDS
-        yield from zip(chain(["forwards"], repeat("")), report.forwards[:_FORWARDS], strict=False)
-        yield from [("", f"{more} more")] if more > 0 else ()
+    yield from _forwards(facts, report) if report else ()
     if facts.privileged:
         yield "rules", _rules(facts)
     if facts.foreign:
@@ -139,6 +137,19 @@ def _target(facts: Facts, report: Record) -> str:
         return f"{subject}, answers {health.check}{trip}, for {since}"
     problem = f": {health.problem}" if health.problem else ""
     return f"{subject}, does not answer {health.check} for {since}{problem}"
+
+
+def _forwards(facts: Facts, report: Record) -> Iterator[tuple[str, str]]:
+    """Yield where else something goes, and where names lead to."""
+    more = [f"{len(report.forwards) - _FORWARDS} more"] if len(report.forwards) > _FORWARDS else []
+    yield from zip(chain(["forwards"], repeat("")), report.forwards[:_FORWARDS] + more, strict=False)
+    named = (f"{name} is {_known(facts, each)}" for name, each in report.names.items())
+    yield from zip(chain(["names"], repeat("")), named, strict=False)
+
+
+def _known(facts: Facts, known: Known) -> str:
+    ago = f"{known.address}, as of {duration(facts.age(known.resolved))} ago"
+    return f"{ago}; since then: {known.problem}" if known.problem else ago
 
 
 def _address(facts: Facts) -> str:

@@ -14,6 +14,7 @@ from kevip.status.record import HANGS, PROSE, Record
 _SETTLING = 4.0  # seconds in which a change of role is cleared up, and two masters have settled who stays it
 _JOINING = 10.0  # seconds in which a daemon has joined the election, as a rule
 _FRESH = 6.0  # seconds for which a peer's advert says that it is master: reports are 2 s old, and adverts may be lost
+_STALE = 300.0  # seconds for which a name need not be resolved: a resolver may be restarted
 _LATE = 2.0  # seconds that a report may be old
 
 _LOG = "its log says why (drift.*)"
@@ -87,6 +88,7 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
     elif report.role is not Role.LEAVING:
         yield from _of_others(facts, report)
     yield from _of_rules(facts, report)
+    yield from _of_names(facts, report)
     if (sync := report.sync) and not (sync.running or sync.elsewhere) and facts.age(sync.since) > _JOINING:
         lost = "after a crash, connections would hang on which the client is silent"
         yield f"conntrackd does not run: {lost}: its log says why, at conntrackd.ended"
@@ -96,6 +98,12 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
             yield f"{report.target or 'TARGET'} {silent}: look at it, and at the route to it"
         elif report.role is Role.MASTER:
             yield f"what serves the VIP {silent}, here or on any peer"
+
+
+def _of_names(facts: Facts, report: Record) -> Iterator[str]:
+    for name, known in report.names.items():
+        if known.problem and (age := facts.age(known.resolved)) > _STALE:
+            yield f"{name} was resolved {age:.0f} s ago, and {known.address} stays in use: {known.problem}"
 
 
 def _of_rules(facts: Facts, report: Record) -> Iterator[str]:

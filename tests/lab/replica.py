@@ -222,10 +222,12 @@ def wrapped(directory: Path, program: str, script: str) -> dict[str, str]:
     return {"PATH": f"{directory}:{os.environ['PATH']}"}
 
 
-def invoke(node: Namespace, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def invoke(
+    node: Namespace, *arguments: str, env: dict[str, str] | None = None, wrapper: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run kevip to its end on a node; for what it refuses."""
     return subprocess.run(
-        node.command(sys.executable, "-m", "kevip", *arguments),
+        node.command(*wrapper, sys.executable, "-m", "kevip", *arguments),
         capture_output=True,
         text=True,
         timeout=20,

@@ -50,6 +50,17 @@ def _program(host: Namespace, module: str, *arguments: str) -> Iterator[Any]:
 
 
 @contextmanager
+def resolver(host: Namespace, file: Path) -> Iterator[tuple[str, ...]]:
+    """Run a name server on a host; yield what has a program started there ask it. See ``lab.resolver``."""
+    settings = file.with_suffix(".conf")
+    settings.write_text("nameserver 127.0.0.1\noptions timeout:5 attempts:1\n")
+    with _program(host, "lab.resolver", str(file)) as program:
+        assert program.stdout.readline() == "ready\n"
+        bind = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        yield "unshare", "--mount", "sh", "-c", bind, str(settings)
+
+
+@contextmanager
 def partner(host: Namespace, certificate: Path, address: str = TARGET) -> Iterator[None]:
     """Run HTTPS, Postgres and SMTP on a host, which tell the source address and the name that TLS asked for."""
     with _program(host, "lab.partner", address, str(certificate)) as program:

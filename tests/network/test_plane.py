@@ -289,7 +289,7 @@ def test_the_rules_follow_where_the_other_iptables_translates(it: Host) -> None:
     it.look()
     found = "chain POSTROUTING of iptables-legacy translates before iptables-nft: nftables takes over"
     assert [str(each) for each in it.told] == [found]
-    assert (it.plane.backend, it.space.has_rules("iptables-nft")) == ("nftables", False)
+    assert (it.rules.backend.name, it.space.has_rules("iptables-nft")) == ("nftables", False)
 
 
 def test_a_move_leaves_only_what_accepts(it: Host) -> None:
@@ -313,7 +313,7 @@ def test_rules_of_nftables_in_tables_of_iptables_make_no_master_unfit(it: Host) 
     it.look()
     [told] = it.told
     assert str(told).startswith("iptables-nft cannot read nat")
-    assert it.plane.backend == "nftables"
+    assert it.rules.backend.name == "nftables"
     it.look()
     assert len(it.told) == 1
     it.plane.apply(Level.NONE)
@@ -583,7 +583,7 @@ def test_an_end_with_a_tool_that_hangs_is_over_soon(it: Host) -> None:
     assert time.monotonic() - begin < 5
     it.mend()
     second = Host(it.space, it.tools)
-    assert second.plane.cleanup() == ["rules in iptables-nft"]
+    assert list(map(str, second.plane.cleanup())) == ["rules in iptables-nft"]
     it.plane = second.plane
 
 

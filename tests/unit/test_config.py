@@ -210,8 +210,8 @@ NOTHING = (
 
 
 @pytest.mark.parametrize(("flags", "problem"), [
-    ({"target": "db.example"},
-     "--target (TARGET): 'db.example' is a name, not an IPv4 address: getent ahostsv4 db.example shows its address"),
+    ({"vip": "db.example"},
+     "--vip (VIP): 'db.example' is a name, not an IPv4 address: getent ahostsv4 db.example shows its address"),
     ({"target": "2001:db8::1"},
      "--target (TARGET): '2001:db8::1' is not an IPv4 address (ucarp and kevip do not speak IPv6)"),
     ({"vip": ""}, "--vip (VIP): '' is not an IPv4 address, such as 192.0.2.10"),

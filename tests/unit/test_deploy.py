@@ -260,7 +260,7 @@ def test_alerts_and_dashboard_are_those_of_the_repository(chart: Chart) -> None:
 @pytest.mark.parametrize(("values", "problem"), [
     ({}, "at '/vips': minItems: got 0"),
     ({"vips": [PLAIN | {"vip": "192.0.2.300"}]}, "at '/vips/0/vip': '192.0.2.300' does not match"),
-    ({"vips": [PLAIN, PLAIN | {"target": "db.example"}]}, "at '/vips/1/target': 'db.example' does not match"),
+    ({"vips": [PLAIN, PLAIN | {"target": "10.0.0"}]}, "at '/vips/1/target'"),
     ({"vips": [PLAIN | {"name": "A_"}]}, "at '/vips/0/name': 'A_' does not match"),
     ({"vips": [PLAIN | {"password": 123}]}, "at '/vips/0/password': got number, want string"),
     ({"vips": [PLAIN | EXISTING]}, "at '/vips/0/existingSecret': false schema"),
