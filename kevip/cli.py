@@ -18,7 +18,7 @@ from kevip.check.checks import diagnose
 from kevip.config import Config, EngineName, Malformed, load
 from kevip.dataplane import plane
 from kevip.dataplane.select import Dataplane, select
-from kevip.election.vrrpd import Home
+from kevip.election.vrrpd import Home, VrrpVersion
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
 from kevip.health.ask import parse_check
 from kevip.host import kernel, lock
@@ -200,6 +200,12 @@ _SETTINGS = (
         _INTERVAL,
         "Seconds between adverts of the master: whole ones with ucarp, 0.02-40 with keepalived.",
         "1; with keepalived 0.1",
+    ),
+    _choice(
+        "--vrrp-version",
+        get_args(VrrpVersion),
+        "What keepalived speaks, the same on all hosts: 2 has a password, and whole seconds; auto is 2 for these.",
+        "auto",
     ),
     _number("--priority", "Among replicas with keepalived, the highest wins.", "random"),
     _setting(

@@ -16,7 +16,7 @@ from kevip import forwards, log
 from kevip.dataplane.rules import Forward, Ports
 from kevip.dataplane.select import Dataplane
 from kevip.election.carp import UNFIT
-from kevip.election.vrrpd import MOST_DEAD, RANKS, default_interval
+from kevip.election.vrrpd import MOST_DEAD, RANKS, VrrpVersion, default_interval, version
 from kevip.errors import SettingsError
 from kevip.forwards import Spec
 from kevip.health.ask import Check
@@ -108,6 +108,7 @@ class Config:
     interface: str | None = None
     engine: EngineName = "ucarp"
     advert_interval: float | None = None  # seconds, of keepalived; None leaves it to kevip, as it does the priority
+    vrrp_version: VrrpVersion = "auto"
     priority: int | None = None
     peers: tuple[IPv4Address, ...] = ()
     advbase: int = 1  # seconds
@@ -176,6 +177,9 @@ class Config:
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _OWN}
         advbase, quick = values.pop("advbase"), self.advert_interval or default_interval(realtime=True)
         values["advert_interval"] = advbase if self.engine == "ucarp" else quick
+        wanted = values.pop("vrrp_version")
+        if self.engine == "keepalived":
+            values["vrrp_version"] = version(wanted, quick)
         lists = {name: ",".join(sorted(map(str, each))) for name, each in values.items() if isinstance(each, tuple)}
         return {name.upper(): str(value) for name, value in (values | lists).items()}
 
@@ -234,7 +238,7 @@ def _covered(values: Mapping[str, Any]) -> bool:
 
 
 def _timed(values: dict[str, Any]) -> Iterator[str]:
-    """Say what means nothing to the engine, and give ucarp its interval by its older name."""
+    """Say what means nothing to the engine, and give it its interval, ucarp by its older name."""
     engine = values.get("engine", "ucarp")
     for name, other in _OF_ENGINE[engine].items():
         if name in values and values[name] is not False:
@@ -242,15 +246,22 @@ def _timed(values: dict[str, Any]) -> Iterator[str]:
     if engine == "keepalived":
         if values.get("dead_ratio", 0) > MOST_DEAD:
             yield f"{label('dead_ratio')}: with {label('engine')} {engine}, {MOST_DEAD} is the most"
+        if values.get("vrrp_version") == "2":
+            values.setdefault("advert_interval", 1.0)
     elif (interval := values.pop("advert_interval", None)) is not None:
-        if "advbase" in values:
-            yield f"{label('advbase')} is an older name of {label('advert_interval')}: leave one of them out"
-        least, most = RANGES["advbase"]
-        if interval == int(interval) and least <= interval <= most:
-            values["advbase"] = int(interval)
-        else:
-            whole = f"no whole number of seconds from {least} to {most}, as ucarp wants it"
-            yield f"{label('advert_interval')}: {interval:g} is {whole}"
+        yield from _whole(values, interval)
+
+
+def _whole(values: dict[str, Any], interval: float) -> Iterator[str]:
+    """Give ucarp its interval, or say why not."""
+    if "advbase" in values:
+        yield f"{label('advbase')} is an older name of {label('advert_interval')}: leave one of them out"
+    least, most = RANGES["advbase"]
+    if interval == int(interval) and least <= interval <= most:
+        values["advbase"] = int(interval)
+    else:
+        whole = f"no whole number of seconds from {least} to {most}, as ucarp wants it"
+        yield f"{label('advert_interval')}: {interval:g} is {whole}"
 
 
 def label(name: str) -> str:
@@ -374,9 +385,13 @@ def _of_keepalived(values: Mapping[str, Any]) -> Iterator[str]:
     """Say what does not fit keepalived."""
     if values.get("engine") == "keepalived" and not _PLAIN_PATH.fullmatch(str(values.get("run_dir", RUN_DIR))):
         yield f"{label('run_dir')}: keepalived takes a path of letters, digits and ./_+:@- only"
+    if values.get("engine") != "keepalived" and values.get("vrrp_version", "auto") != "auto":
+        yield f"{label('vrrp_version')} means nothing with {label('engine')} ucarp: it speaks CARP"
     interval, (shortest, longest) = values.get("advert_interval"), INTERVALS
     if interval is not None and not shortest <= interval <= longest:
         yield f"{label('advert_interval')}: {interval:g} is not from {shortest:g} to {longest:g} seconds"
+    elif interval is not None and values.get("vrrp_version") == "2" and interval != int(interval):
+        yield f"{label('advert_interval')}: {label('vrrp_version')} 2 wants whole seconds, not {interval:g}"
 
 
 def _of_sync(values: Mapping[str, Any]) -> Iterator[str]:

@@ -183,6 +183,7 @@ def vrrp_candidacy(config: Config, place: interface.Placement) -> vrrpd.Candidac
         source=place.source,
         password=config.password,
         interval=config.advert_interval or vrrpd.default_interval(realtime=realtime),
+        vrrp_version=config.vrrp_version,
         priority=config.priority or vrrpd.random_priority(),
         dead_ratio=config.dead_ratio,
         preempt=config.preempt,

@@ -61,7 +61,7 @@ def _stranger(group: Group, stranger: Stranger, holds_vip: bool) -> Finding:
         "interval": ("advertises at another interval", "set --advert-interval to the same on all hosts"),
         "version": (
             "speaks CARP, or another version of VRRP",
-            "set --engine, and --advert-interval, to the same on all hosts",
+            "set --engine, --vrrp-version and --advert-interval to the same on all hosts",
         ),
     }
     if stranger.reason == "address":

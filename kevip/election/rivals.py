@@ -29,8 +29,8 @@ _HINTS = {
     "this group another --vip-id",
     "address": "another group uses our id for its VIP: give this group another --vip-id",
     "interval": "version 2 of VRRP wants the same on all: compare --advert-interval on all replicas",
-    "version": "CARP, or another version of VRRP, with our id: compare --engine and --advert-interval on all replicas, "
-    "or give this group another --vip-id",
+    "version": "CARP, or another version of VRRP, with our id: compare --engine, --vrrp-version and --advert-interval "
+    "on all replicas, or give this group another --vip-id",
     "ttl": "it came through a router: VRRP must not",
 }
 

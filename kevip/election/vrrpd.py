@@ -31,6 +31,8 @@ RANKS = 1, 61  # own priorities
 MASTER, FIT = 61, 122
 MOST_DEAD = 100  # adverts missed that it can wait for
 
+VrrpVersion = Literal["auto", "2", "3"]  # auto is 2 for whole seconds, which that can say, else 3
+
 REALTIME = 50  # its priority as a real-time process: without one, a busy host is taken for dead at short intervals
 REALTIME_NEEDS = "SYS_NICE"  # the capability
 _LAST = 5  # lines that are kept, for its end
@@ -64,13 +66,14 @@ class Candidacy:
     preempt: bool
     realtime: bool
     run_dir: Path
+    vrrp_version: VrrpVersion = "auto"
     peers: tuple[IPv4Address, ...] = ()
     settling: float = 0.0  # seconds after its start before it preempts
 
     @property
     def version(self) -> Literal[2, 3]:
-        """The version of VRRP: 2 where it can say the interval, for that has a password."""
-        return 2 if self.interval == int(self.interval) else 3
+        """The version of VRRP."""
+        return version(self.vrrp_version, self.interval)
 
     def group(self) -> Group:
         """Return what the members of its group share; that takes 50 ms if a password has to be derived."""
@@ -89,6 +92,11 @@ class Candidacy:
         """The seconds after which it takes a silent master for dead."""
         skew = (256 - self.priority - FIT) / 256
         return self.interval * self.dead_ratio + skew * (1 if self.version == 2 else self.interval)  # noqa: PLR2004
+
+
+def version(wanted: VrrpVersion, interval: float) -> Literal[2, 3]:
+    """Return the version of VRRP for an interval in seconds; auto is 2 where that can say it, for it has a password."""
+    return 2 if wanted == "2" or (wanted == "auto" and interval == int(interval)) else 3
 
 
 def random_priority() -> int:

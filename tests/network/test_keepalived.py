@@ -421,15 +421,19 @@ def plain(
         process.wait()
 
 
-@pytest.mark.parametrize(("theirs", "interval"), [((1, V2), 1), ((0.1, V3), 0.1), ((1, V3), 1.01)])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [((1, V2), (1, "auto")), ((0.1, V3), (0.1, "auto")), ((1, V3), (1, "3")), ((1, V3), (1.5, "3"))]
+)
 def test_takes_over_from_plain_keepalived_and_the_other_way_round(
-    network: Network, start: Start, tmp_path: Path, theirs: tuple[float, str], interval: float
+    network: Network, start: Start, tmp_path: Path, theirs: tuple[float, str], ours: tuple[float, str]
 ) -> None:
-    """Of another interval, too, in version 3, where each has the master's: whole seconds are version 2 here."""
+    """Of another interval, too, in version 3, where each has the master's."""
+    interval, version = ours
     node = network.nodes[1]
     with plain(node, tmp_path, 200, *theirs) as peer:
         eventually(lambda: node.has(VIP), what="plain keepalived is master")
-        kevip = start(network.nodes[0], advert_interval=interval, password=SHORT).ready()
+        settings = {"advert_interval": interval, "vrrp_version": version, "password": SHORT}
+        kevip = start(network.nodes[0], **settings).ready()
         time.sleep(4 * interval)
         assert kevip.role() == "backup"
         peer.terminate()

@@ -78,6 +78,11 @@ def test_it_advertises_to_its_peers_without_itself() -> None:
     assert text(replace(CANDIDACY, peers=peers)) == TEXT.replace("    mcast_src_ip 10.0.0.11\n", told)
 
 
+def test_whole_seconds_in_version_3_have_no_password() -> None:
+    found = text(replace(CANDIDACY, interval=1.0, vrrp_version="3"))
+    assert found == TEXT.replace("advert_int 0.1", "advert_int 1")
+
+
 def test_whole_seconds_have_a_password_that_does_not_tell_ours() -> None:
     found = text(replace(CANDIDACY, interval=1.0))
     assert "    version 2\n    advert_int 1\n" in found
@@ -178,6 +183,27 @@ def test_the_interval_of_ucarp_has_two_names() -> None:
      ["--advert-interval (ADVERT_INTERVAL): 0.01 is not from 0.02 to 40 seconds"]),
     ({"engine": "keepalived", "advert_interval": 41.0},
      ["--advert-interval (ADVERT_INTERVAL): 41 is not from 0.02 to 40 seconds"]),
+    ({"engine": "keepalived", "advert_interval": 0.1, "vrrp_version": "2"},
+     ["--advert-interval (ADVERT_INTERVAL): --vrrp-version (VRRP_VERSION) 2 wants whole seconds, not 0.1"]),
+    ({"vrrp_version": "3"},
+     ["--vrrp-version (VRRP_VERSION) means nothing with --engine (ENGINE) ucarp: it speaks CARP"]),
 ])  # fmt: skip
 def test_what_an_engine_cannot_do_is_refused(given: dict[str, object], expected: list[str]) -> None:
     assert problems(**given) == expected
+
+
+@pytest.mark.parametrize(("wanted", "given", "interval", "version"), [
+    ("auto", None, None, "3"),
+    ("auto", 1.0, 1.0, "2"),
+    ("auto", 0.5, 0.5, "3"),
+    ("2", None, 1.0, "2"),
+    ("2", 5.0, 5.0, "2"),
+    ("3", 1.0, 1.0, "3"),
+])  # fmt: skip
+def test_the_version_of_vrrp_and_what_other_replicas_are_told_of_it(
+    wanted: str, given: float | None, interval: float | None, version: str
+) -> None:
+    settings = {"engine": "keepalived", "vrrp_version": wanted, "advert_interval": given}
+    config = load({"vip": VIP, "target": IPv4Address("203.0.113.10"), "password": "secret", **settings})
+    assert config.advert_interval == interval
+    assert config.alike()["VRRP_VERSION"] == version
