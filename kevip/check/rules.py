@@ -8,13 +8,12 @@ from kevip.check.report import Finding, ok, warning
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.iptables import others, overtaken, policy
 from kevip.dataplane.nftables import Nftables
-from kevip.dataplane.select import ahead, strangers
+from kevip.dataplane.select import ahead, closed, strangers
 from kevip.host.kubernetes import nftables_ports
 from kevip.host.nfnetlink import Chain
 
 _SHOWN = 3  # rules of others that are shown; there may be thousands
 _OF_IPTABLES = "ip filter FORWARD"  # what iptables-nft makes, and shows, itself
-_INPUT_OF_IPTABLES = "ip filter INPUT"
 _REFUSES = re.compile(r"^-A INPUT -j (DROP|REJECT)\b", re.MULTILINE).search
 _LETS_IN = re.compile(r"^-A \S+ (.* )?-p (112|vrrp|carp) .*-j ACCEPT$", re.MULTILINE).search
 
@@ -40,7 +39,7 @@ def forwarding(saved: Mapping[str, str], vip: IPv4Address, chains: Sequence[Chai
 
 def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Finding]:
     """Say whether INPUT lets adverts in, which keepalived hears behind it: where the policy is to drop, kevip does."""
-    closed = [name for name, text in saved.items() if policy(text, "filter", "INPUT") == "DROP"]
+    dropping = [name for name, text in saved.items() if policy(text, "filter", "INPUT") == "DROP"]
     refusing = [name for name, text in saved.items() if _REFUSES(text) and not _LETS_IN(text)]
     for name in refusing:
         yield warning(
@@ -48,7 +47,7 @@ def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Findi
             f"{name} refuses what no rule accepts, and none lets IP protocol 112 in: keepalived may hear no master",
             f"{name} -I INPUT -p 112 -j ACCEPT, or what does that in your firewall",
         )
-    droppers = [each for each in chains if each.hook == "input" and each.drops and each.path != _INPUT_OF_IPTABLES]
+    droppers = closed(chains)
     for each in droppers:
         yield warning(
             "INPUT",
@@ -56,8 +55,8 @@ def hearing(saved: Mapping[str, str], chains: Sequence[Chain]) -> Iterator[Findi
             f"if it has no such rule: nft insert rule {each.path} ip protocol 112 accept",
         )
     if not (refusing or droppers):
-        found = f"policy DROP in {' and '.join(closed)}: kevip lets adverts in, last of all"
-        yield ok("INPUT", found if closed else "nothing is seen that keeps adverts from keepalived")
+        found = f"policy DROP in {' and '.join(dropping)}: kevip lets adverts in, last of all"
+        yield ok("INPUT", found if dropping else "nothing is seen that keeps adverts from keepalived")
 
 
 def translating(backend: Backend, chains: Sequence[Chain], *, movable: bool) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from kevip.host.nfnetlink import DSTNAT, SRCNAT, Chain
 Dataplane = Literal["auto", "nftables", "iptables-nft", "iptables-legacy"]
 
 _HOOKS = {"postrouting": SRCNAT, "prerouting": DSTNAT, "output": DSTNAT}
+_INPUT = "ip filter INPUT"  # of iptables
 _IPTABLES = {f"ip nat {chain}" for chain in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
 
 
@@ -84,6 +85,11 @@ def ahead(backend: Backend, chains: Iterable[Chain], *, source: bool = True) -> 
     dstnat, srcnat = backend.priorities
     latest = {"prerouting": dstnat, "output": dstnat} | ({"postrouting": srcnat} if source else {})
     return [each for each in strangers(chains) if each.hook in latest and each.priority <= latest[each.hook]]
+
+
+def closed(chains: Iterable[Chain]) -> list[Chain]:
+    """Return those of nftables itself that drop what comes to this host and that no rule there accepts."""
+    return [each for each in chains if each.hook == "input" and each.drops and each.path != _INPUT]
 
 
 def select(wanted: Dataplane) -> tuple[Backend, str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from kevip.dataplane import conntrack
 from kevip.dataplane.rules import Part, Rule
-from kevip.dataplane.select import ahead, base_chains, installed
+from kevip.dataplane.select import ahead, base_chains, closed, installed
+from kevip.election.vrrpd import Home
 from kevip.errors import KevipError
-from kevip.host import interface, kernel, kubernetes, lock
+from kevip.host import interface, kernel, kubernetes, lock, nfnetlink
 from kevip.host.command import run_now
 from kevip.host.kubernetes import Mode
 from kevip.loop import Moment
@@ -44,6 +45,7 @@ class Facts:
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)  # by back end
     tracked: conntrack.Tracked | None = None
     foreign: tuple[str, ...] = ()  # NAT chains of others that may translate before our rules
+    closed: tuple[str, ...] = ()  # chains of others that keep adverts from keepalived, unless they have a rule for it
     flaws: tuple[str, ...] = ()  # what could not be read, which should be readable
     service: Mode | None = None  # how kube-proxy has TARGET now
     served: tuple[str, ...] | None = None  # at which ports it serves that, None if not all that tells it was read
@@ -169,6 +171,7 @@ class Look:
             rules=rules,
             tracked=tracked,
             foreign=self._foreign(report, source=Part.MASQUERADE not in parts),
+            closed=self._closed(vip),
             flaws=flaws,
             service=service,
             served=served,
@@ -182,6 +185,13 @@ class Look:
                 served = tuple(kubernetes.ports(report.target, saved)) if self._is_whole else None
                 return kubernetes.mode_of(report.target, self._interfaces, saved), served
         return None, None
+
+    def _closed(self, vip: IPv4Address) -> tuple[str, ...]:
+        """Return the chains that keepalived, if it elects, hears behind, where kevip cannot let adverts in."""
+        with suppress(KevipError):
+            if self._privileged and Home(self._run_dir, vip).path.exists():
+                return tuple(map(str, closed(nfnetlink.base_chains())))
+        return ()
 
     def _foreign(self, report: Record | None, *, source: bool) -> tuple[str, ...]:
         """Return the chains that may translate before the rules that a daemon has, or would have."""

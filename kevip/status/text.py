@@ -98,8 +98,7 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     yield from _forwards(facts, report) if report else ()
     if facts.privileged:
         yield "rules", _rules(facts)
-    if facts.foreign:
-        yield "others' NAT", "; ".join(f"{chain}: before ours" for chain in facts.foreign)
+    yield from _of_others(facts)
     yield from _traffic(facts)
     if report:
         yield from _of_group(facts, report)
@@ -107,6 +106,13 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "bad adverts", _counts(report.bad_adverts)
         if failures := report.notify_failures:
             yield "notify", f"{failures} failure{'' if failures == 1 else 's'}: its log says why, at notify.failed"
+
+
+def _of_others(facts: Facts) -> Iterator[tuple[str, str]]:
+    if facts.foreign:
+        yield "others' NAT", "; ".join(f"{chain}: before ours" for chain in facts.foreign)
+    if facts.closed:
+        yield "firewall", f"{'; '.join(facts.closed)}: has to let IP protocol 112 in"
 
 
 def _of_group(facts: Facts, report: Record) -> Iterator[tuple[str, str]]:
@@ -294,4 +300,5 @@ def _as_json(facts: Facts) -> dict[str, Any]:
         if facts.tracked
         else {},
         "foreign_nat": list(facts.foreign),
+        "foreign_input": list(facts.closed),
     }

@@ -535,6 +535,19 @@ def test_a_check_finds_a_firewall_that_keeps_adverts_out(network: Network, start
     assert [each[:2] for each in check(node)["INPUT"]] == ["ok"]
 
 
+def test_a_status_names_the_firewall_that_has_to_let_adverts_in(network: Network, start: Start) -> None:
+    replica = start(network.nodes[0]).master()
+    asked = "status", f"--run-dir={replica.run_dir}"
+    assert "firewall" not in invoke(replica.node, *asked).stdout
+    replica.node.run(
+        "nft", "add table inet own; add chain inet own in { type filter hook input priority 0; policy drop; }"
+    )
+    told = " ".join(invoke(replica.node, *asked).stdout.split())
+    assert "firewall chain in of nftables table inet own: has to let IP protocol 112 in" in told
+    [known] = json.loads(invoke(replica.node, *asked, "--json").stdout)["vips"]
+    assert known["foreign_input"] == ["chain in of nftables table inet own"]
+
+
 def test_a_check_with_the_other_engine_says_so(network: Network, start: Start) -> None:
     start(network.nodes[0], engine="ucarp").master()
     [stranger] = check(network.nodes[1])["other groups"]
