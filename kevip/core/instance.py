@@ -13,6 +13,7 @@ from kevip.core.states import Backup, Down, Engine, Instance, Joining, Leaving, 
 LEASE = 6.0  # that the kernel keeps the VIP after the last renewal: if kevip dies, no second holder is left behind
 TICK = LEASE / 3  # between renewals of the lease, and looks at what else should be so: two may come to nothing
 DRAIN = 1.0  # for which connections are still translated after the address went: neighbours may not know yet
+FETCH = 3.0  # after which they are forgotten although an heir is still fetching them: a stop is over in 5
 LOOK_AGAIN = 2.0  # before what could not be done for the host's sake is tried again
 AGREE = 1.0  # after which hosts that suffer the same have all noticed, so that none takes over for nothing
 PROMPT = 0.5  # after which a master that should have advertised is none any more
@@ -97,12 +98,12 @@ class _Turn:
                 self.set(standby=until, out=out, resign_from=-inf)
             case msg.Successor(rank):
                 return self._see(rank)
-            case msg.Pulled() if now_is.level is Level.DRAINING and now_is.lower_at < inf:
-                self.set(lower_at=self.now + DRAIN)
+            case msg.Pulled() | msg.Served():
+                _fetch(self, begins=isinstance(event, msg.Pulled))
             case msg.Cleared(level, ok) if self._awaits(level):
                 self._lower(level, ok=ok)
             case msg.Tick():
-                self._tick()
+                _tick(self)
         return True
 
     def _learn_of_target(self, target: msg.Target) -> None:
@@ -137,26 +138,10 @@ class _Turn:
         else:
             self.set(lower_at=self.now + pause, stuck=stuck)
 
-    def _tick(self) -> None:
-        """Do what is due from time to time, whatever the state."""
-        now_is, now = self.now_is, self.now
-        if now >= now_is.tick:
-            self.set(tick=now + TICK)
-            match now_is.state:
-                case Master() if now - now_is.tick >= LEASE - TICK:  # it ended meanwhile: first hear who took over
-                    self.set(tick=now + PROMPT)
-                case Master():
-                    self.hold()
-                case Leaving(then=Then.STAY) if now - now_is.renewed < LEASE:
-                    self.hold()
-            if not isinstance(now_is.state, Leaving):
-                self.do(Do.LOOK)
-        if now >= now_is.lower_at:
-            self.set(lower_at=inf)
-            self.do(Do.END_OFFER, msg.Apply(states.lowest(now_is)))
-        if now >= now_is.give_up:
-            self.set(give_up=inf, stuck=states.STUCK)
-        self.set(**states.ended(now_is, now))
+    def drained(self) -> float:
+        """Return when connections need not be translated any more: not before they were fetched, if they are."""
+        latest = self.now_is.drained_by
+        return latest if self.now_is.pulled else min(self.now + DRAIN, latest)
 
     # The engine
 
@@ -203,8 +188,9 @@ class _Turn:
         """Take no further part."""
         self.end_engine()
         if self.now_is.level is not Level.NONE:
-            soon = self.now + (states.FIRST_RETRY if self.now_is.lower_at < inf else 0)
-            self.set(lower_at=min(self.now_is.lower_at, soon))
+            is_due = self.now_is.lower_at < inf
+            soon = self.drained() if self.now_is.pulled else self.now + states.FIRST_RETRY
+            self.set(lower_at=min(self.now_is.lower_at, soon if is_due else self.now))
         self.set(stuck=0)
         self.become(Stopped(), Reason.STOPPED)
 
@@ -223,7 +209,13 @@ class _Turn:
     def let_go(self, *, drain: bool) -> None:
         """Remove the address now; if another host serves, translate what comes here until the neighbours know."""
         self.do(Do.HUSH, msg.Apply(Level.DRAINING))
-        self.set(level=Level.DRAINING, lower_at=self.now + DRAIN if drain else self.now)
+        self.set(level=Level.DRAINING, drained_by=self.now + (FETCH if drain else 0.0))
+        self.set(lower_at=self.drained())
+
+    def offer(self) -> None:
+        """Let another host fetch the connections that are tracked here."""
+        self.set(pulled=False)
+        self.do(Do.OFFER)
 
     def master(self) -> IPv4Address | None:
         """Return another host that is master now, as far as can be told."""
@@ -247,7 +239,8 @@ class _Turn:
             due = now + traits.farewell + traits.patience + 2 * traits.interval
         self.do(Do.HUSH, Note(what=What.LEAVING, reason=reason))
         self.become(Leaving(then, now, due), reason)
-        self.do(Do.OFFER, msg.Farewell(known=known, fit_only=then is Then.STAY, rank=self.now_is.successor))
+        self.offer()
+        self.do(msg.Farewell(known=known, fit_only=then is Then.STAY, rank=self.now_is.successor))
         self.hold()
 
     def go(self, then: Then, heir: IPv4Address | None) -> None:
@@ -260,6 +253,35 @@ class _Turn:
             self.become(Backup(), reason)
         else:
             self.rest(reason, retry=then is Then.RETRY)
+
+
+def _tick(turn: _Turn) -> None:
+    """Do what is due from time to time, whatever the state."""
+    now_is, now = turn.now_is, turn.now
+    if now >= now_is.tick:
+        turn.set(tick=now + TICK)
+        match now_is.state:
+            case Master() if now - now_is.tick >= LEASE - TICK:  # it ended meanwhile: first hear who took over
+                turn.set(tick=now + PROMPT)
+            case Master():
+                turn.hold()
+            case Leaving(then=Then.STAY) if now - now_is.renewed < LEASE:
+                turn.hold()
+        if not isinstance(now_is.state, Leaving):
+            turn.do(Do.LOOK)
+    if now >= now_is.lower_at:
+        turn.set(lower_at=inf, pulled=False)
+        turn.do(Do.END_OFFER, msg.Apply(states.lowest(now_is)))
+    if now >= now_is.give_up:
+        turn.set(give_up=inf, stuck=states.STUCK)
+    turn.set(**states.ended(now_is, now))
+
+
+def _fetch(turn: _Turn, *, begins: bool) -> None:
+    """Forget no connections while an heir fetches them."""
+    turn.set(pulled=begins)
+    if turn.now_is.level is Level.DRAINING and turn.now_is.lower_at < inf:
+        turn.set(lower_at=turn.drained())
 
 
 def _recover(turn: _Turn, flaw: str) -> None:
@@ -303,6 +325,8 @@ def _candidate(turn: _Turn, event: msg.Event) -> None:
 
 def _take_over(turn: _Turn, token: str) -> None:
     """Have connections, rules and address; then the engine may advertise it, and the neighbours know."""
+    if turn.now_is.level is Level.DRAINING:
+        turn.do(Do.END_OFFER)
     reason = _reason_to_be_master(turn)
     leaver = turn.now_is.peers.leaver(turn.now - RECENT) if reason is Reason.GOODBYE else None
     if leaver:
@@ -370,7 +394,7 @@ def _master(turn: _Turn, event: msg.Event) -> None:
 
 def _be_demoted(turn: _Turn) -> None:
     """Let go of the VIP, for the engine is backup now; but not before another host serves it."""
-    turn.do(Do.OFFER)
+    turn.offer()
     if turn.traits.waits or turn.master():
         turn.let_go(drain=True)
         _be_backup(turn)
@@ -385,7 +409,8 @@ def _rival(turn: _Turn, heard: msg.Heard) -> None:
     if heard.at < turn.now - turn.traits.interval - PROMPT:
         return  # the loop comes late to it: that host may be dead
     if heard.says is Says.STAYS and heard.preferred and turn.traits.lateness:
-        turn.do(Note(what=What.YIELDED, who=heard.source), Do.YIELD, Do.OFFER)
+        turn.do(Note(what=What.YIELDED, who=heard.source), Do.YIELD)
+        turn.offer()
         turn.let_go(drain=True)
         turn.rest(Reason.YIELDED, retry=False)
     elif heard.says is not Says.LEAVES:

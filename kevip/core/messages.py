@@ -104,6 +104,11 @@ class Pulled:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """Nobody fetches connections any more: who did has all of them, or has gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The host could not be brought to hold the VIP: the takeover came to nothing."""
 
@@ -166,8 +171,8 @@ class Tick:
 
 
 Event = (
-    Elected | Demoted | Ended | NotStarted | Heard | Pulled | Failed | Cleared | Unfit | Target | Standby | Successor
-    | Stop | Tick
+    Elected | Demoted | Ended | NotStarted | Heard | Pulled | Served | Failed | Cleared | Unfit | Target | Standby
+    | Successor | Stop | Tick
 )  # fmt: skip
 
 

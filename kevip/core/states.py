@@ -127,6 +127,8 @@ class Instance:
     level: Level = Level.NONE  # what the host was brought to
     renewed: float = -inf  # when the lease began anew
     lower_at: float = inf  # when the host is to be brought to the lowest level that its state wants
+    pulled: bool = False  # somebody fetches the connections that are offered here, which puts that off
+    drained_by: float = -inf  # until then at the latest
     stuck: int = 0  # times that this has failed
     give_up: float = inf  # until when a stop waits for it
     peers: Peers = NOBODY

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 
-from kevip.core.messages import Pulled as PulledEvent
 from kevip.election.engine import Tell, Teller
 from kevip.errors import HostError
 from kevip.host.beside import Beside, Job
@@ -15,7 +14,7 @@ from kevip.sync.pull import Pulled, pull
 
 AHEAD = 0.2  # seconds that a takeover waits for connections
 LATER = 0.15  # seconds after it before what was left, and what came meanwhile, is fetched
-REST = 5.0  # seconds that this may take
+REST = 8.0  # seconds that this may take
 
 _MANY = 8  # hosts to fetch from: an advert that says so can be replayed with any source
 
@@ -52,9 +51,8 @@ class Handoff:
         self.end_offer()
         self._loop.cancel(self._begin)
         if (group := self._group) and self.here:
-            pulled = partial(self._tell, PulledEvent())
             try:
-                self._offer = Offer(self._loop, (self.here, group.port), group.key, group.entries, pulled)
+                self._offer = Offer(self._loop, (self.here, group.port), group.key, group.entries, self._tell)
             except HostError as error:
                 self._teller.warn_once("connections.not_offered", None, error=str(error), hint=_HINT)
 

@@ -2,13 +2,14 @@
 
 import os
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address
 from threading import Thread
 
+from kevip.core.messages import Pulled, Served
+from kevip.election.engine import Tell
 from kevip.errors import HostError, KevipError
 from kevip.host.command import Scope
 from kevip.log import logger
@@ -33,18 +34,17 @@ class _Stranger:
 
 
 class Offer:
-    """Listens until it is closed, and calls ``pulled`` for each heir.
+    """Listens until it is closed; tells for each heir that it is pulled from, then that all heirs are served.
 
-    That is when an heir has proved that it knows the password, before it is sent anything. The loop hears strangers,
-    which is little work for each of them; an heir is served in a thread. Raises HostError if it cannot listen.
+    The first is when an heir has proved that it knows the password, before it is sent anything. The loop hears
+    strangers, which is little work for each of them; an heir is served in a thread. Raises HostError if it cannot
+    listen.
     """
 
-    def __init__(
-        self, loop: Loop, at: tuple[IPv4Address, int], key: bytes, entries: Entries, pulled: Callable[[], None]
-    ) -> None:
-        self._loop, self._key, self._entries, self._pulled = loop, key, entries, pulled
+    def __init__(self, loop: Loop, at: tuple[IPv4Address, int], key: bytes, entries: Entries, tell: Tell) -> None:
+        self._loop, self._key, self._entries, self._tell = loop, key, entries, tell
         self._strangers: dict[socket.socket, _Stranger] = {}
-        self._heirs: list[Thread] = []
+        self._heirs: dict[socket.socket, Thread] = {}
         self.refused = 0
         """How many said something else than an heir does."""
         self._listener = _listen(*at)
@@ -53,12 +53,15 @@ class Offer:
     @property
     def is_busy(self) -> bool:
         """Whether an heir is served, which goes on when this is closed."""
-        return any(each.is_alive() for each in self._heirs)
+        return any(each.is_alive() for each in self._heirs.values())
 
     def close(self) -> None:
-        """Listen no more. An heir that is served already is sent the rest."""
+        """Listen no more, and tell nothing more. An heir that is served already is sent the rest."""
         self._loop.forget(self._listener)
         self._listener.close()
+        for ended in self._heirs:
+            self._loop.forget(ended)
+            ended.close()
         for each in list(self._strangers):
             self._part(each).close()
 
@@ -87,13 +90,21 @@ class Offer:
             return
         self._part(each)
         session = self._session(stranger)
-        self._heirs = [heir for heir in self._heirs if heir.is_alive()]
         if not session or len(self._heirs) == _HEIRS:
             each.close()
             return
-        self._pulled()
-        self._heirs.append(Thread(target=self._serve, args=(each, session), name="offer", daemon=True))
-        self._heirs[-1].start()
+        self._tell(Pulled())
+        ended, end = socket.socketpair()
+        self._heirs[ended] = thread = Thread(target=self._serve, args=(each, session, end), name="offer", daemon=True)
+        self._loop.watch(ended, partial(self._served, ended))
+        thread.start()
+
+    def _served(self, ended: socket.socket) -> None:
+        del self._heirs[ended]
+        self._loop.forget(ended)
+        ended.close()
+        if not self._heirs:
+            self._tell(Served())
 
     def _session(self, stranger: _Stranger) -> Session | None:
         """Return the session with an heir, None for others."""
@@ -104,10 +115,10 @@ class Offer:
         self.refused += bool(stranger.said)
         return None
 
-    def _serve(self, heir: socket.socket, session: Session) -> None:
+    def _serve(self, heir: socket.socket, session: Session, end: socket.socket) -> None:
         heir.settimeout(_PATIENCE)
         try:
-            with heir, Scope(_PATIENCE):
+            with end, heir, Scope(_PATIENCE):
                 for text in self._entries.dump(PIECE):
                     if text:
                         heir.sendall(session.seal(text))

@@ -14,6 +14,8 @@ from kevip.sync.wire import HELLO, NONCE, TTL, Session, WireError, hello, nonce_
 
 _USED = 0.9  # of the time that there is, for what runs then has to be ended
 _LARGEST = 1 << 16  # bytes that are read at once
+# Connections that are loaded at once: few at first, for there may be little time, then more, for it is less work.
+_FIRST, _MOST = 500, 8000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,11 +40,9 @@ def pull(leaving: tuple[IPv4Address, int], key: bytes, entries: Entries, seconds
     begin, pulled = monotonic(), Pulled()
     end = begin + seconds * _USED
     try:
-        for text in _texts(leaving, key, end):
-            lines = entries.loadable(text)
+        for lines in _pieces(_texts(leaving, key, end), entries, pulled):
             _load(lines, entries, end)
             pulled.loaded += len(lines)
-            pulled.refused += text.count(b"\n") - len(lines)
     except (OSError, EOFError, WireError, KevipError) as error:
         pulled.problem = _problem(error, begun=bool(pulled.loaded or pulled.refused))
     pulled.seconds = monotonic() - begin
@@ -61,6 +61,25 @@ def _load(lines: list[bytes], entries: Entries, end: float) -> None:
             lines = wanted
         else:
             return
+
+
+def _pieces(texts: Iterator[bytes], entries: Entries, pulled: Pulled) -> Iterator[list[bytes]]:
+    """Yield what is to be loaded, some at a time, also what had come when the other side was gone."""
+    waiting, enough = list[bytes](), _FIRST
+    try:
+        for text in texts:
+            lines = entries.loadable(text)
+            waiting += lines
+            pulled.refused += text.count(b"\n") - len(lines)
+            if len(waiting) >= enough:
+                yield waiting
+                waiting, enough = [], min(2 * enough, _MOST)
+    except EOFError:
+        if waiting:
+            yield waiting
+        raise
+    if waiting:
+        yield waiting
 
 
 def _texts(leaving: tuple[IPv4Address, int], key: bytes, end: float) -> Iterator[bytes]:

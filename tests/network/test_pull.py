@@ -10,6 +10,8 @@ import pytest
 from lab.network import LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.traffic import PORT, SPEAKS, Speaker, hears, track
 
+from kevip.core.messages import Event, Served
+from kevip.core.messages import Pulled as PulledEvent
 from kevip.dataplane import conntrack
 from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import Proxy
@@ -42,18 +44,20 @@ def lab(network: Network) -> Network:
 
 
 @contextmanager
-def offered(node: Namespace) -> Iterator[list[int]]:
+def offered(node: Namespace) -> Iterator[list[Event]]:
     """Have a node offer its connections while the block runs; gives what it tells."""
-    told, ready, ended = list[int](), threading.Event(), threading.Event()
+    told, ready, ended = list[Event](), threading.Event(), threading.Event()
 
     def serve() -> None:
         with node.entered():
             loop = Loop()
-            offer = Offer(loop, AT, KEY, OURS, lambda: told.append(1))
+            offer = Offer(loop, AT, KEY, OURS, told.append)
             ready.set()
             while not ended.is_set() or offer.is_busy:
                 loop.after(0.01, lambda: None)
                 loop.turn()
+            loop.after(0, lambda: None)
+            loop.turn()
             offer.close()
             loop.close()
 
@@ -106,7 +110,7 @@ def test_silent_clients_hear_on_after_a_pull_and_not_without(lab: Network, speak
     with offered(master) as told:
         result = pulled(heir)
     late = speaker.connect(lab.client, sport=30001)
-    assert (result.loaded, result.refused, result.problem, told) == (3, 0, "", [1])
+    assert (result.loaded, result.refused, result.problem, told) == (3, 0, "", [PulledEvent(), Served()])
     assert tracked(heir) == [each for each in tracked(master) if "sport=30001" not in each]
     move(lab)
     speaker.speak()
@@ -124,7 +128,7 @@ def test_what_came_since_is_in_the_second_pull_also_from_the_heir_itself(lab: Ne
         move(lab)
         with heir.entered():
             conntrack.forget_untranslated([PROXY.vip])
-        assert (pulled(heir).problem, told) == ("", [1, 1])
+        assert (pulled(heir).problem, told.count(PulledEvent())) == ("", 2)
     speaker.speak()
     assert all(map(hears, clients))
 

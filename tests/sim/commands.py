@@ -227,6 +227,12 @@ def _delete(host: Host, _words: Words) -> None:
     host.drop("deleted by hand")
 
 
+def _track(host: Host, words: Words) -> None:
+    """``track n1 100000``: so many connections more, on which nobody speaks."""
+    first = min(host.tracked, default=0)
+    host.tracked.update(range(first - int(words[0]), first))
+
+
 def _step(host: Host, words: Words) -> None:
     host.clock += seconds(words[0])
 
@@ -250,6 +256,7 @@ _HOST: dict[str, Callable[[Host, Words], None]] = {
     "tools": _tools,
     "flush": lambda host, _words: host.tools.flush(),
     "delete": _delete,
+    "track": _track,
     "clock": _step,
     "standby": _standby,
     "resume": _resume,

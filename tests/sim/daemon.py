@@ -269,7 +269,7 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
         kubernetes: dict.fromkeys(("mode_now", "in_ipvs", "in_nftables"), lambda *_: None),
         handoff: {
             "Beside": lambda _: Beside(here()),
-            "Offer": lambda loop, _at, _key, _entries, pulled: Offer(here(), loop, pulled),
+            "Offer": lambda loop, _at, _key, _entries, tell: Offer(here(), loop, tell),
         },
         interface: {
             "is_running": lambda _: here().is_linked,

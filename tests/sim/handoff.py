@@ -1,9 +1,11 @@
 """Connections, and how an heir fetches them: stands for what ``kevip.sync`` does between hosts."""
 
-from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
+from kevip.core.messages import Pulled as PulledEvent
+from kevip.core.messages import Served
+from kevip.election.engine import Tell
 from kevip.loop import Loop
 from kevip.sync.pull import Pulled
 from sim.world import Source
@@ -14,25 +16,36 @@ if TYPE_CHECKING:
 _ROUND_TRIP = 0.004
 """Seconds from a connect to an answer, and from a proof to the connections."""
 
+_PIECE, _RATE = 700, 40_000
+"""Connections that come at once, and that an heir's kernel takes in a second."""
+
 
 class Offer:
     """Drop-in for ``kevip.sync.offer.Offer``: what a host tracks, for its heir."""
 
-    def __init__(self, host: "Host", loop: Loop, pulled: Callable[[], None]) -> None:
-        self._host, self._loop, self._pulled = host, loop, pulled
-        self.asked = Source(host.world)
+    def __init__(self, host: "Host", loop: Loop, tell: Tell) -> None:
+        self._host, self._loop, self._tell = host, loop, tell
+        self.asked, self.left = Source(host.world), Source(host.world)
         self.answered = False
+        self.heirs = 0
         loop.watch(self.asked, self._answer)
+        loop.watch(self.left, self._served)
         host.offer = self
 
     def _answer(self) -> None:
         self.asked.clear()
         self.answered = True
-        self._pulled()
+        self._tell(PulledEvent())
+
+    def _served(self) -> None:
+        self.left.clear()
+        if not self.heirs:
+            self._tell(Served())
 
     def close(self) -> None:
         """Be asked no more."""
         self._loop.forget(self.asked)
+        self._loop.forget(self.left)
         self._host.offer = None
 
 
@@ -59,10 +72,29 @@ class Group:
         while not offer.answered and self._world.now < end:
             self._sleep(_ROUND_TRIP)
         self._sleep(_ROUND_TRIP)
-        if not offer.answered or not self._hears(peer):
+        if not offer.answered:
             return Pulled(seconds=self._world.now - begin, problem="not all in time")
-        self._host.tracked |= peer.tracked
-        return Pulled(loaded=len(peer.tracked), seconds=self._world.now - begin)
+        pulled = Pulled()
+        offer.heirs += 1
+        try:
+            self._load(peer, end, pulled)
+        finally:
+            offer.heirs -= 1
+            offer.left.set()
+        pulled.seconds = self._world.now - begin
+        return pulled
+
+    def _load(self, peer: "Host", end: float, pulled: Pulled) -> None:
+        """Take in, piece by piece, what is tracked there: what is forgotten meanwhile does not come."""
+        there = sorted(peer.tracked)
+        for at in range(0, len(there), _PIECE):
+            piece = peer.tracked.intersection(there[at : at + _PIECE])
+            self._sleep(len(piece) / _RATE if at else 0)  # the first is there at once
+            if not self._hears(peer) or self._world.now > end:
+                pulled.problem = "not all in time"
+                return
+            self._host.tracked |= piece
+            pulled.loaded += len(piece)
 
     def _hears(self, peer: "Host") -> bool:
         return peer.node.runs and self._host.network.connects(self._host.name, peer.name)

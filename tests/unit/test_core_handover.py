@@ -3,7 +3,7 @@
 import pytest
 from dialogue import HOLDS, LETS_GO, OTHER, PEER, SLOW, backup, leave, leaving, master, serves
 
-from kevip.core.instance import DRAIN, LEASE
+from kevip.core.instance import DRAIN, FETCH, LEASE
 from kevip.core.messages import (
     Apply,
     Do,
@@ -18,6 +18,7 @@ from kevip.core.messages import (
     Reason,
     Role,
     Says,
+    Served,
     StartEngine,
     Stop,
     Successor,
@@ -91,13 +92,41 @@ def test_no_further_goodbye_is_said_when_a_host_fetches_the_connections() -> Non
     assert serves(host)
 
 
-def test_connections_that_are_being_fetched_are_not_forgotten_yet() -> None:
+@pytest.mark.parametrize("early", [True, False], ids=["before the heir serves", "since"])
+def test_connections_that_are_being_fetched_are_not_forgotten_yet(early: bool) -> None:
     host = leaving(Then.STOP)
+    if early:
+        host.tell(Pulled())
     host.hears(Says.STAYS)
-    host.tell(Pulled(), after=DRAIN / 2)
+    if not early:
+        host.tell(Pulled(), after=DRAIN / 2)
+    assert Do.END_OFFER not in host.wait(DRAIN)
+    host.tell(Served())
     assert Do.END_OFFER not in host.wait(DRAIN - 0.01)
-    assert host.wait(0.01)[:2] == [Do.END_OFFER, Apply(Level.NONE)]
-    assert host.tell(Pulled()) == []
+    assert host.wait(0.01)[-2:] == [Do.END_OFFER, Apply(Level.NONE)]
+    assert host.tell(Pulled(), Served()) == []
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_heir_that_fetches_for_long_holds_nothing_up_without_end(stopped: bool) -> None:
+    host = master()
+    host.demoted()
+    host.tell(Pulled())
+    host.wait(FETCH / 2)
+    if stopped:
+        host.tell(Stop())
+        host.ended()
+    assert Do.END_OFFER not in host.wait(FETCH / 2 - 0.01)
+    assert host.wait(0.01)[:2] == [Do.END_OFFER, Apply(Level.NONE if stopped else Level.ARMED)]
+
+
+def test_an_heir_of_an_earlier_handover_holds_nothing_up() -> None:
+    host = master()
+    host.demoted()
+    host.tell(Pulled())
+    assert host.elected(after=DRAIN)[0] is Do.END_OFFER
+    host.demoted()
+    assert Do.END_OFFER in host.wait(DRAIN)
 
 
 def test_a_master_that_stops_waits_longer_where_a_peer_is_known() -> None:

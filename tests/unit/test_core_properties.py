@@ -36,6 +36,7 @@ from kevip.core.messages import (
     Reason,
     Rerank,
     Says,
+    Served,
     Standby,
     StartEngine,
     Stop,
@@ -75,6 +76,7 @@ UNREACHED = _any(Target(reached=False, detail="no route"))
 HOST: list[Act] = [
     _any(Failed()),
     _any(Pulled()),
+    _any(Served()),
     _any(Unfit("ip")),
     *(_any(Cleared(level, ok)) for level, ok in product((Level.NONE, Level.ARMED), (True, False))),
     _any(Unfit("no")),

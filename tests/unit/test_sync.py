@@ -17,6 +17,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kevip.core.messages import Event, Served
+from kevip.core.messages import Pulled as PulledEvent
 from kevip.dataplane.rules import Ports, Proxy
 from kevip.errors import HostError
 from kevip.host import command
@@ -305,7 +307,7 @@ class Side:
     """An offer of some saved lines on a port of this host, and what it told."""
 
     def __init__(self, lines: bytes = TCP + UDP) -> None:
-        self.loop, self.pulls = Loop(), 0
+        self.loop, self.told = Loop(), list[Event]()
         with socket.create_server((str(HERE), 0)) as unused:
             self.at = HERE, unused.getsockname()[1]
         pieces = [lines[at : at + 50_000] for at in range(0, len(lines), 50_000)]
@@ -313,8 +315,10 @@ class Side:
         self.loaded = list[bytes]()
         self.load: Any = mock.patch("kevip.sync.pull.load", side_effect=lambda lines, _: self.loaded.extend(lines))
 
-    def _pulled(self) -> None:
-        self.pulls += 1
+    @property
+    def pulls(self) -> int:
+        """How many heirs it has told of."""
+        return self.told.count(PulledEvent())
 
     def pull(self, key: bytes = KEY, seconds: float = 5.0) -> Pulled:
         """Pull from this side."""
@@ -323,11 +327,11 @@ class Side:
     @contextmanager
     def opened(self) -> Iterator[Offer]:
         """Have it open while the block runs."""
-        offer = Offer(self.loop, self.at, KEY, OURS, self._pulled)
+        offer = Offer(self.loop, self.at, KEY, OURS, self.told.append)
         try:
             with self.dump, self.load, turning(self.loop):
                 yield offer
-                for each in offer._heirs:  # noqa: SLF001 - what was patched is used until they end
+                for each in list(offer._heirs.values()):  # noqa: SLF001 - what was patched is used until they end
                     each.join()
         finally:
             offer.close()
@@ -445,16 +449,19 @@ def test_a_master_serves_two_at_a_time() -> None:
             time.sleep(0.01)
         assert offer.is_busy
         assert "too much to do" in side.pull().problem
+        assert Served() not in side.told
         enough.set()
         for each in waiting:
             each.join()
-        assert side.pulls == 2
+        while Served() not in side.told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (side.pulls, side.told[-1]) == (2, Served())
     assert not offer.is_busy
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
     with socket.create_server((str(HERE), 0)) as taken, pytest.raises(HostError, match="cannot listen on 127"):
-        Offer(Loop(), (HERE, taken.getsockname()[1]), KEY, OURS, lambda: None)
+        Offer(Loop(), (HERE, taken.getsockname()[1]), KEY, OURS, lambda _: None)
 
 
 @contextmanager
