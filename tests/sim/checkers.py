@@ -37,6 +37,9 @@ _PAUSE = 1.5
 _HANDED_ON = 2.0
 """Seconds after which an heir knows the connections of a master that left."""
 
+_COPIED, _COPIED_AGAIN = 0.5, 40.0
+"""Seconds after which a connection is in all kernels, and after which also those are that were lost on their way."""
+
 _JOINING = 20.0
 """Seconds after which a host that said nothing else has to stand for election again."""
 
@@ -271,6 +274,39 @@ class Connections(Stop):
                 self.fail(f"{holders[0].name} does not know {len(lost)} connections")
 
 
+class Copies(Checker):
+    """Who takes over from a host that is lost, in the calm, knows each connection that it was sent a copy of."""
+
+    name = "copies"
+
+    def __init__(self, course: "Course") -> None:
+        super().__init__(course)
+        self._well = self._lost = inf
+        self._disturbed, self._wanted = 0.0, set[int]()
+
+    def noted(self, note: Note, host: "Host") -> None:
+        course = self.course
+        if note.event == "fault.loss" and host.holds and note.fields["calm"] and course.is_whole():
+            self._lost, self._disturbed = self.now, course.disturbed
+            late = self.now - _COPIED - course.network.copy_delay
+            again = late - _COPIED_AGAIN - len(host.tracked) / 300
+            since = inf if self._well > late else 0.0 if self._well < again else self._well
+            self._wanted = {
+                each for each in host.tracked if each > 0 and since <= course.clients[each - 1] < late
+            }  # fmt: skip
+
+    def looked(self) -> None:
+        course = self.course
+        self._well = min(self._well, self.now) if course.are_copied() else inf
+        if course.disturbed != self._disturbed:
+            self._lost = inf
+        holders = [host for host in course.visible() if host.holds]
+        if self.now - self._lost >= _MOMENT and len(holders) == 1 and holders[0].node.is_live:
+            self._lost = inf
+            if lost := self._wanted - holders[0].tracked:
+                self.fail(f"{holders[0].name} does not know {len(lost)} connections that were copied")
+
+
 class TwoHolders(Checker):
     """Two live holders that hear each other agree soon on one; a slow one by the third turn of its loop.
 
@@ -360,5 +396,5 @@ class NoCrash(Checker):
 
 CHECKERS: tuple[type[Checker], ...] = (
     OneHolder, RulesFirst, HeldIfAdvertised, OneEngine, Standing, CalmHolder, CommonFault, Stop, Connections,
-    TwoHolders, DeadHolder, NothingLeft, NoCrash,
+    Copies, TwoHolders, DeadHolder, NothingLeft, NoCrash,
 )  # fmt: skip

@@ -50,10 +50,14 @@ def _fault(course: Course, verb: str, words: Words) -> None:
         _NETWORK[verb](course, words)
     else:
         for host in _hosts(course, words[0]):
-            if verb == "stop":
-                host.note("fault.stop", calm=was_calm)
+            if verb in _NOTED:
+                host.note("fault.stop" if verb == "stop" else "fault.loss", calm=was_calm)
             _HOST[verb](host, words[1:])
     course.look()
+
+
+_NOTED = {"stop", "crash", "kill", "carrier", "link"}
+"""What takes a host away, or may."""
 
 
 def _hosts(course: Course, text: str) -> list[Host]:
@@ -102,6 +106,7 @@ def _mend(course: Course, words: Words) -> None:
 
 
 def _set(name: str, course: Course, words: Words) -> None:
+    """``loss 10%``, ``delay 500ms``, ``duplication 30%``; ``copy_loss 10%``, ``copy_delay 500ms``: of the copies."""
     [value] = words
     setattr(course.network, name, _share(value))
 
@@ -146,6 +151,10 @@ _NETWORK: dict[str, Callable[[Course, Words], None]] = {
     "forge": _forge,
     "loss": partial(_set, "loss"),
     "delay": partial(_set, "delay"),
+    "copy_loss": partial(_set, "copy_loss"),
+    "copy_delay": partial(_set, "copy_delay"),
+    "apart": lambda course, words: course.network.apart.update(words[0].split(",")),
+    "together": lambda course, _words: course.network.apart.clear(),
     "duplication": partial(_set, "duplication"),
 }
 
@@ -157,10 +166,17 @@ def _start(host: Host, _words: Words) -> None:
 
 
 def _signal(number: signal.Signals, host: Host, words: Words) -> None:
-    """Send a signal to kevip, or to its engine, or end the watchdog of that, or the parent that it has."""
+    """Send a signal to kevip, or to its engine, its watchdog or its parent, or to conntrackd."""
     if not words:
         host.node.send(number)
-    for engine in tuple(host.engines) if words else ():
+    elif words == ["conntrackd"] and host.conntrackd:
+        host.conntrackd.kill()
+    else:
+        _signal_engines(number, host, words)
+
+
+def _signal_engines(number: signal.Signals, host: Host, words: Words) -> None:
+    for engine in tuple(host.engines):
         if words == ["watchdog"]:
             engine.lose_watchdog()
         elif words == ["parent"]:
@@ -230,7 +246,7 @@ def _delete(host: Host, _words: Words) -> None:
 def _track(host: Host, words: Words) -> None:
     """``track n1 100000``: so many connections more, on which nobody speaks."""
     first = min(host.tracked, default=0)
-    host.tracked.update(range(first - int(words[0]), first))
+    host.track(range(first - int(words[0]), first))
 
 
 def _step(host: Host, words: Words) -> None:

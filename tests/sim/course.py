@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 
 from sim.attacker import Attacker
 from sim.checkers import CHECKERS, Failure
@@ -45,7 +44,8 @@ class Course:
         self.seen = Seen()
         self._since: dict[str, float] = {}
         self._holder = ""
-        self._clients = count()
+        self.clients: list[float] = []
+        """When each of them connected; their numbers begin with 1."""
         self._checkers = [kind(self) for kind in CHECKERS]
         self.world.observers.append(self._noted)
         self.world.after(_LOOK, self._look)
@@ -112,7 +112,8 @@ class Course:
         """Have a client connect, and be silent from then on."""
         for host in self.visible():
             if host.serves:
-                host.tracked.add(next(self._clients))
+                self.clients.append(self.world.now)
+                host.track([len(self.clients)])
 
     # What can be said of hosts
 
@@ -139,6 +140,10 @@ class Course:
         """Whether all hosts that clients reach hear each other."""
         names = [host.name for host in self.visible()]
         return all(self.network.passes(one, other) for one in names for other in names if one != other)
+
+    def are_copied(self) -> bool:
+        """Whether each connection is copied as soon as it begins to all hosts that could serve."""
+        return all(host.conntrackd for host in self.able()) and not (self.network.apart or self.network.copy_loss)
 
     def all_suffer(self) -> bool:
         """Whether no host reaches TARGET that could serve otherwise."""

@@ -11,10 +11,10 @@ from unittest import mock
 
 from kevip.core.messages import Role
 from kevip.daemon import STOPS, Daemon, Parts
-from kevip.dataplane import iptables, plane, select, survey
+from kevip.dataplane import conntrack, iptables, plane, select, survey
 from kevip.dataplane.announcer import Announcer
 from kevip.dataplane.iptables import Iptables
-from kevip.dataplane.rules import Proxy
+from kevip.dataplane.rules import Channel, Proxy
 from kevip.dataplane.ruleset import Ruleset
 from kevip.election import adverts, keepalived, standing, ucarp, vrrpd
 from kevip.election.engine import Engine
@@ -23,7 +23,7 @@ from kevip.errors import KevipError
 from kevip.health.ask import Answer, parse_check
 from kevip.health.prober import Judge
 from kevip.health.watch import Watch
-from kevip.host import arp, beside, command, interface, kernel, kubernetes, nfnetlink, route, systemd
+from kevip.host import arp, beside, command, interface, kernel, kubernetes, lock, nfnetlink, route, systemd
 from kevip.presence import channel, presence
 from kevip.presence.channel import Way
 from kevip.presence.frame import Said, Seal
@@ -32,9 +32,13 @@ from kevip.presence.presence import Presence
 from kevip.status import reporter
 from kevip.status.record import VERSION, Health, Record
 from kevip.status.runfile import StateFile
-from kevip.sync import handoff, wire
+from kevip.sync import handoff, replication, wire
+from kevip.sync.conntrackd import Setup
 from kevip.sync.handoff import Handoff
+from kevip.sync.replication import Replication
 from sim.beside import Beside, Lock
+from sim.conntrackd import Conntrackd, Home
+from sim.conntrackd import Lock as CopyingLock
 from sim.handoff import Group, Offer
 from sim.host import TARGET, VIP, Host, Prober
 from sim.keepalived import Keepalived
@@ -50,6 +54,8 @@ PORT = wire.port(int(VIP) & 0xFF)
 
 _IMPORTS, _PREFLIGHT = 0.2, 0.1
 """Seconds from exec to the first line of our own, and for the look at the host."""
+
+_COPYING = Setup(target=TARGET, channel=Channel(port=26000, interface="eth1", peers=()), source=TARGET)
 
 _CHECK = {"check_interval": 5, "check_fall": 3, "check_rise": 2}
 
@@ -113,10 +119,15 @@ class Simulated:
         given = _CHECK | host.settings
         question = parse_check("tcp:80") if given.pop("check", False) else None
         told = _reporter(host, daemon, self._state, str(question or ""))
+        copies = given.pop("sync", False)
         interval, fall, rise = (given.pop(name) for name in _CHECK)
         rules = Ruleset(Proxy(vip=VIP, target=TARGET), Iptables("iptables-nft", "nft"), follows=True)
         made = plane.Plane(rules, loop, daemon, told.warn_once)  # type: ignore[arg-type]
         made.interface = host.interface
+        if copies:
+            made.copies = daemon.replication = Replication(
+                loop, _COPYING, Home(), told, lambda: rules.here is True  # type: ignore[arg-type]
+            )  # fmt: skip
         try:
             if removed := made.cleanup():
                 told.log.warning("leftovers.removed", what=removed)
@@ -271,6 +282,9 @@ def _patches(network: Network) -> Mapping[Any, Mapping[str, Any]]:
             "Beside": lambda _: Beside(here()),
             "Offer": lambda loop, _at, _key, _entries, tell: Offer(here(), loop, tell),
         },
+        replication: {"Beside": lambda _: Beside(here()), "_Child": lambda _: Conntrackd(here())},
+        lock: {"take_copying": lambda _: CopyingLock(world), "find_copying": lambda _: None},
+        conntrack: {"fill": lambda: (len(here().tracked), 1 << 20)},
         interface: {
             "is_running": lambda _: here().is_linked,
             "first_address": lambda _: here().address if here().link != "gone" else None,

@@ -23,6 +23,8 @@ _CALM = 12.0
 
 _TAMPERED = 0.3
 """How often somebody tampers with presence; how often its frames are lost, late and doubled."""
+_SYNC = 0.3
+"""How often connections are copied."""
 
 _INTERVALS = (0.1, 0.1, 0.5, 1)
 """Seconds between adverts of keepalived: its default, that of who may not be a real-time process, and of version 2."""
@@ -160,6 +162,14 @@ def _kinds(engine: str) -> list[tuple[int, _Make]]:
     ]
 
 
+_OF_COPIES: list[tuple[int, _Make]] = [
+    (2, _simple("kill {} conntrackd")),
+    (2, _simple("apart {}", "together")),
+    (1, _simple("copy_loss 30%", "copy_loss 0s")),
+    (1, _simple("copy_delay 500ms", "copy_delay 0s")),
+]
+
+
 def schedule(seed: int, hosts: int | None = None, engine: str = "ucarp") -> Schedule:
     """Return the schedule of a seed: misfortunes, and in some of them, somebody who tampers with presence."""
     return replace(_misfortunes(seed, hosts, engine), presence=tuple(_tampering(Random(f"{seed} presence"))))
@@ -182,6 +192,8 @@ def _misfortunes(seed: int, hosts: int | None, engine: str) -> Schedule:
     if engine != "ucarp":
         start += f" engine={engine} interval={random.choice(_INTERVALS)}"
     kinds = _kinds(engine)
+    if Random(f"sync {seed}").random() < _SYNC:  # the rest is the same with copies and without
+        start, kinds = f"{start} sync", kinds + _OF_COPIES
     if random.random() < _COMMON:
         what = random.choice(["route", "target"])
         end = round(_WARM + random.uniform(20, 150), 2)

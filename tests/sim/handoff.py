@@ -93,7 +93,7 @@ class Group:
             if not self._hears(peer) or self._world.now > end:
                 pulled.problem = "not all in time"
                 return
-            self._host.tracked |= piece
+            self._host.track(piece)
             pulled.loaded += len(piece)
 
     def _hears(self, peer: "Host") -> bool:

@@ -1,7 +1,7 @@
 """A host: its interface and address, its lease of the VIP, rules, routes, programs, and the kevip that runs there."""
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import count
@@ -12,6 +12,7 @@ from kevip.core.messages import Standby
 from kevip.health.ask import Answer
 from kevip.presence.group import Member
 from sim.child import Child
+from sim.conntrackd import Conntrackd
 from sim.handoff import Offer
 from sim.loop import COST, Loop
 from sim.network import Network, Wire
@@ -68,6 +69,7 @@ class Host:
         self.asked = Standby(-inf)
         self.tracked: set[int] = set()
         self.offer: Offer | None = None
+        self.conntrackd: Conntrackd | None = None
         self.wires: list[Wire] = []
         self.engines: list[Child] = []
         self.node = Node(self, kevip)
@@ -146,6 +148,20 @@ class Host:
         if self.lease is not None:
             self.lease = None
             self.note("vip.gone", **({"why": why} if why else {}))
+
+    def track(self, connections: Iterable[int]) -> None:
+        """Have the kernel know connections."""
+        new = set(connections) - self.tracked
+        self.tracked |= new
+        if self.conntrackd:
+            self.conntrackd.see(new)
+
+    def forget(self) -> None:
+        """Have the kernel forget all connections."""
+        old = set(self.tracked)
+        self.tracked.clear()
+        if self.conntrackd:
+            self.conntrackd.miss(old)
 
     @property
     def is_astray(self) -> bool:
@@ -263,6 +279,8 @@ class Node:
             engine.lose_parent()
         self._host.wires.clear()
         self._host.offer = None
+        if self._host.conntrackd:
+            self._host.conntrackd.kill()
         self._host.note("daemon.ended", status=status)
         self._threads("kill")
         self.beside.clear()

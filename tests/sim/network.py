@@ -4,7 +4,7 @@ import errno
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +45,7 @@ class Network:
 
     What is said in presence can be lost, late, doubled and cut off besides (``presence``), by a chance of its own, so
     that it changes nothing of the chance that all else has. ``ears`` hear all that is sent.
+    Copies of connections go over a network of their own: ``apart`` are the hosts that it does not reach.
     """
 
     def __init__(self, world: World) -> None:
@@ -55,6 +56,8 @@ class Network:
         self.delay = 0.0
         self.presence = Carriage()
         self.ears: list[Callable[[bytes], None]] = []
+        self.apart: set[str] = set()
+        self.copy_loss = self.copy_delay = 0.0
 
     def passes(self, sender: str, receiver: str) -> bool:
         """Whether frames get from one to the other, if they are not lost."""
@@ -64,6 +67,15 @@ class Network:
     def connects(self, one: str, other: str) -> bool:
         """Whether they hear each other."""
         return self.passes(one, other) and self.passes(other, one)
+
+    def copy(
+        self, sender: "Host", receiver: "Host", take: Callable[[set[int]], None], connections: Iterable[int]
+    ) -> None:
+        """Take what one host's conntrackd says of connections to that of another one, each in a packet of its own."""
+        random = self.world.random
+        arrived = {each for each in connections if not self.copy_loss or random.random() >= self.copy_loss}
+        if not self.apart & {sender.name, receiver.name}:
+            self.world.after(_LATENCY + self.copy_delay * random.random(), partial(take, arrived))
 
     def send(self, sender: "Host", frame: bytes) -> None:
         """Take a frame to all who are to hear it."""

@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent / "scenarios"
 
 _MARK = "# fails today"
 _UNTOLD = {
-    "ucarp.advert", "keepalived.advert", "daemon.started", "fault.stop", "release.done", "election.master",
-    "election.backup",
+    "ucarp.advert", "keepalived.advert", "daemon.started", "fault.stop", "fault.loss", "release.done",
+    "election.master", "election.backup",
 }  # fmt: skip
 """Events that say what others say too."""
 

@@ -11,6 +11,7 @@ from kevip.election.vrrpd import Home
 from kevip.presence.group import Member
 from sim.checkers import CHECKERS, Checker
 from sim.commands import do
+from sim.conntrackd import Conntrackd
 from sim.course import Course, course
 from sim.daemon import candidacy_of_vrrp
 from sim.host import VIP, Host
@@ -125,6 +126,17 @@ def nothing_handed_on(made: Course) -> None:
     made.world.run(5)
 
 
+def an_heir_that_forgets(made: Course) -> None:
+    for host in made.hosts:
+        Conntrackd(host)
+    take(made.hosts[0])
+    made.world.run(50)
+    made.hosts[1].tracked.clear()
+    do(made, "crash n1")
+    take(made.hosts[1])
+    made.world.run(5)
+
+
 def both(made: Course) -> None:
     take(made.hosts[0])
     take(made.hosts[1])
@@ -165,6 +177,7 @@ PLANTED: dict[str, Callable[[Course], None]] = {
     "common fault": round_and_round,
     "stop": a_stop_in_the_dark,
     "connections": nothing_handed_on,
+    "copies": an_heir_that_forgets,
     "two holders": both,
     "dead holder": no_lease,
     "nothing left": rules_stay,

@@ -1,4 +1,4 @@
-"""The programs that kevip runs, as far as it uses them: ip, iptables-save and -restore, conntrack; slow or failing."""
+"""The programs that kevip runs, as far as it uses them: ip, iptables-save, conntrack and so on; slow or failing."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Behaviour = float | Literal["fail", "hang"]
 
-USUAL: dict[str, float] = {"ip": 0.0015, "save": 0.003, "restore": 0.003, "conntrack": 0.0015}
+USUAL: dict[str, float] = {"ip": 0.0015, "save": 0.003, "restore": 0.003, "conntrack": 0.0015, "conntrackd": 0.003}
 """Seconds that each program takes."""
 
 SLOW = 1.0
@@ -149,8 +149,12 @@ class Tools:
                 return "0 flow entries have been shown."
             case ["conntrack", "--delete", *conditions]:
                 if "--reply-src" not in conditions:  # else those that were not translated
-                    self._host.tracked.clear()
+                    self._host.forget()
                 return ""
+            case ["conntrackd", *_]:
+                if not self._host.conntrackd:
+                    raise CommandError(argv, 1, "can't connect to it: it does not run")
+                return self._host.conntrackd.do(argv)
         return self._iptables(argv, stdin)
 
     def _iptables(self, argv: Sequence[str], stdin: str) -> str:
@@ -220,6 +224,7 @@ _TABLES = ("mangle", "nat")
 _NAMES = {
     "ip": "ip",
     "conntrack": "conntrack",
+    "conntrackd": "conntrackd",
     **{f"iptables-{backend}-{kind}": kind for backend in ("nft", "legacy") for kind in ("save", "restore")},
 }
 
