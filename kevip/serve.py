@@ -135,7 +135,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
             engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),
             plane=plane,
             announcer=Announcer(loop, config.vips, daemon.is_led, reporter.warn_once),
-            handoff=Handoff(loop, _heirs(config, key, proxy), reporter, daemon.tell),
+            handoff=Handoff(loop, _heirs(config, key, proxy, rules), reporter, daemon.tell),
             watch=Watch(
                 loop,
                 daemon.tell,
@@ -172,8 +172,9 @@ def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Rec
     )
 
 
-def _heirs(config: Config, key: bytes, proxy: Proxy) -> Group | None:
-    return Group(wire.port(config.vip_id), key, Entries([proxy])) if config.hands_on else None
+def _heirs(config: Config, key: bytes, proxy: Proxy, rules: Ruleset) -> Group | None:
+    entries = Entries([proxy], lambda: rules.rewrites)
+    return Group(wire.port(config.vip_id), key, entries) if config.hands_on else None
 
 
 def _rank(candidacy: Candidacy) -> int:

@@ -2,17 +2,19 @@
 
 Of the tool's lines, those are taken that are TCP from ESTABLISHED on and not over, or UDP that was replied to, and that
 our rules have translated: to TARGET, from the VIP. ``--global-masquerade`` gives others another source, which an heir
-does not have: nothing is handed on.
+does not have: nothing is handed on. Where kube-proxy translates, conntrack sees TARGET for the VIP, in the VIP's zone,
+and a pod that answers; with ports the source is the VIP, without them it is the host, and such a one stays here.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import collapse_addresses
 from socket import inet_aton
 from time import monotonic
 
 from kevip.dataplane import conntrack
+from kevip.dataplane.rewrite import zone
 from kevip.dataplane.rules import Proxy
 from kevip.errors import HostError
 from kevip.host import command
@@ -20,10 +22,10 @@ from kevip.host import command
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IP, _PORT = rf"{_OCTET}(?:\.{_OCTET}){{3}}", r"[1-9]\d{0,4}"
 _LINE = re.compile(
-    rf"^(?P<head>-A -t \d{{1,7}} -u SEEN_REPLY(?:,ASSURED)?"
-    rf" -s (?P<source>{_IP}) -d (?P<vip>{_IP}) -g (?P<target>{_IP})) -n (?P=vip)"
+    rf"^(?P<head>-A -t \d{{1,7}} -u SEEN_REPLY(?:,ASSURED)?(?: --orig-zone (?P<zone>\d{{1,5}}))?"
+    rf" -s (?P<source>{_IP}) -d (?P<to>{_IP}) -g (?P<from>{_IP})) -n (?P<vip>{_IP})"
     rf"(?P<tail> -p (?:(?P<tcp>tcp)|udp) --sport (?P<sport>{_PORT}) --dport (?P<dport>{_PORT})"
-    rf" --reply-port-src (?P=dport) --reply-port-dst (?P<translated>{_PORT})"
+    rf" --reply-port-src (?P<answers>{_PORT}) --reply-port-dst (?P<translated>{_PORT})"
     r"(?(tcp) --state (?:ESTABLISHED|FIN_WAIT|CLOSE_WAIT|LAST_ACK)))$".encode(),
     re.MULTILINE,
 )
@@ -37,11 +39,16 @@ _FULL = 0.9  # of the kernel's table that may be in use when connections were ad
 
 
 class Entries:
-    """The connections of a group's VIPs, as far as their proxies here allow: the sources, and the ports."""
+    """The connections of a group's VIPs, as far as their proxies here allow: the sources, and the ports.
 
-    def __init__(self, proxies: Iterable[Proxy]) -> None:
-        self._proxies = {(_text(each.vip), _text(each.target)): _Access(each) for each in proxies if each.target}
-        self._vips = {vip for vip, _ in self._proxies}
+    ``rewrites`` says whether there may be some here that others translate.
+    """
+
+    def __init__(self, proxies: Iterable[Proxy], rewrites: Callable[[], bool] = lambda: False) -> None:
+        served = [each for each in proxies if each.target]
+        self._proxies = {_text(each.vip): (_text(each.target), _text(zone(each.vip))) for each in served}
+        self._access = {_text(each.vip): _Access(each) for each in served}
+        self._rewrites = rewrites
 
     def own(self, lines: bytes) -> bytes:
         """Return the lines of the group's connections, as they were saved."""
@@ -52,20 +59,34 @@ class Entries:
 
         A port goes with each address, or two clients with the same one would be translated as chance has it.
         """
-        of_line = "head", "dport", "vip", "translated", "tail"
+        of_line = "head", "answers", "vip", "translated", "tail"
         return [b"%b:%b -n %b:%b%b\n" % found.group(*of_line) for found in self._found(lines)]
 
     def _found(self, lines: bytes) -> Iterator[re.Match[bytes]]:
         for found in _LINE.finditer(lines):
-            access = self._proxies.get((found["vip"], found["target"]))
+            vip = found["vip"]
             # What comes from a VIP is of the leaving host's own processes, and of no use elsewhere.
-            if access and found["source"] not in self._vips and access.allows(found):
+            if self._is_ours(found) and found["source"] not in self._proxies and self._access[vip].allows(found):
                 yield found
+
+    def _is_ours(self, found: re.Match[bytes]) -> bool:
+        """Whether a connection is of a VIP, which we have translated, or others for us."""
+        to, number = self._proxies.get(found["vip"], (b"", b""))
+        if found["zone"]:
+            return (found["zone"], found["to"]) == (number, to)
+        return (found["to"], found["from"], found["answers"]) == (found["vip"], to, found["dport"])
+
+    def _dumps(self) -> Iterator[list[str]]:
+        """Yield the command lines that save the connections which may be the group's."""
+        ways = [("--orig-dst", vip) for vip in self._proxies]
+        if self._rewrites():
+            ways += [("--orig-zone", number) for _, number in self._proxies.values()]
+        for condition, value in ways:
+            yield ["conntrack", "--dump", "--family", "ipv4", condition, value.decode(), "--output", "save"]
 
     def dump(self, size: int) -> Iterator[bytes]:
         """Yield the lines of the group's connections here, some ``size`` bytes at a time; raises CommandError."""
-        for vip in self._vips:
-            argv = ["conntrack", "--dump", "--family", "ipv4", "--orig-dst", vip.decode(), "--output", "save"]
+        for argv in self._dumps():
             text = bytearray()
             for piece in command.stream(argv):
                 text += piece
@@ -78,8 +99,7 @@ class Entries:
     def absent(self, lines: list[bytes], seconds: float) -> list[bytes]:
         """Return those of some loadable lines that the kernel has nothing of; raises CommandError."""
         end, here = monotonic() + seconds, set[tuple[object, ...]]()
-        for vip in self._vips:
-            argv = ["conntrack", "--dump", "--family", "ipv4", "--orig-dst", vip.decode(), "--output", "save"]
+        for argv in self._dumps():
             here.update(_directions(command.run_now(argv, seconds=end - monotonic())))
         return [line for line in lines if here.isdisjoint(_directions(line.decode()))]
 
@@ -100,7 +120,7 @@ class _Access:
     def allows(self, found: re.Match[bytes]) -> bool:
         """Whether a connection may be, and can."""
         used = int(found["dport"])
-        if max(used, int(found["sport"]), int(found["translated"])) > _MOST_PORT:
+        if max(used, *(int(found[each]) for each in ("sport", "translated", "answers"))) > _MOST_PORT:
             return False
         if self._ports and ("tcp" if found["tcp"] else "udp", used) not in self._ports:
             return False

@@ -178,18 +178,23 @@ class Conversations:
 
 
 class Speaker:
-    """A server on TARGET that says something when it is told to, and nothing before: what its clients never do."""
+    """A server that says something when it is told to, and nothing before: what its clients never do.
 
-    def __init__(self, network: Network) -> None:
-        with network.target.entered():
-            self._server = socket.create_server((TARGET, SPEAKS))
+    It is on TARGET; ``at`` may be another host, with an address and a port of it, which clients reach at ``port``.
+    """
+
+    def __init__(self, network: Network, *, at: tuple[Namespace, str, int] | None = None, port: int = SPEAKS) -> None:
+        host, *address = at or (network.target, TARGET, SPEAKS)
+        self._port = port
+        with host.entered():
+            self._server = socket.create_server(tuple(address))
         self._accepted: list[socket.socket] = []
         self._clients: list[socket.socket] = []
 
     def connect(self, host: Namespace, address: str = VIP, sport: int = 0) -> socket.socket:
         """Connect from a host."""
         with host.entered():
-            client = socket.create_connection((address, SPEAKS), 20, ("0.0.0.0", sport))  # noqa: S104 - any of its own
+            client = socket.create_connection((address, self._port), 20, ("0.0.0.0", sport))  # noqa: S104 - any of its own
         self._clients.append(client)
         self._accepted.append(self._server.accept()[0])
         return client
@@ -203,6 +208,41 @@ class Speaker:
         """Close all ends."""
         for each in (self._server, *self._clients, *self._accepted):
             each.close()
+
+
+class Flow:
+    """Datagrams between a client and a server, after the first of which only the server speaks; a context manager."""
+
+    def __init__(
+        self, client: Namespace, server: Namespace, at: tuple[str, int] = (TARGET, SPEAKS), port: int = SPEAKS,
+        sport: int = 0,
+    ) -> None:  # fmt: skip
+        with client.entered():
+            self._client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with server.entered():
+            self._server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._server.bind(at)
+        self._client.bind(("", sport))
+        self._client.connect((VIP, port))
+
+    def __enter__(self) -> Self:
+        self._server.settimeout(20)
+        self._client.send(b"?")
+        _, self._back = self._server.recvfrom(10)
+        assert self.is_answered()
+        return self
+
+    def is_answered(self, within: float = 20.0) -> bool:
+        """Whether what the server says now reaches the client, as what it said first."""
+        self._client.settimeout(within)
+        self._server.sendto(b"!", self._back)
+        with suppress(OSError):
+            return self._client.recv(10) == b"!"
+        return False
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+        self._server.close()
 
 
 @contextmanager

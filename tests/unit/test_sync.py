@@ -46,6 +46,14 @@ UDP = (
 """What conntrack 1.4.7 saved of real connections; two clients had the first one's source port."""
 
 
+ZONED = Proxy(vip=VIP, target=IPv4Address("10.96.0.50"), ports=(Ports("tcp", 7000, 7000), Ports("udp", 7000, 7000)))
+REWRITTEN = (
+    b"-A -t 431999 -u SEEN_REPLY,ASSURED --orig-zone 39655 -s 10.77.0.50 -d 10.96.0.50 -g 10.244.3.2 -n 10.77.0.100"
+    b" -p tcp --sport 27666 --dport 7000 --reply-port-src 8080 --reply-port-dst 27666 --state ESTABLISHED\n"
+)
+"""The same where kube-proxy translates, in the zone of the VIP."""
+
+
 # Which connections
 
 
@@ -101,6 +109,42 @@ def test_takes_no_other(what: bytes, instead: bytes) -> None:
     changed = TCP.replace(what, instead)
     assert changed != TCP
     assert OURS.own(UDP + changed + UDP) == UDP + UDP
+
+
+def test_takes_those_that_kube_proxy_has_translated_to_a_pod() -> None:
+    udp = REWRITTEN.replace(b",ASSURED", b"").replace(b"-p tcp", b"-p udp").replace(b" --state ESTABLISHED", b"")
+    assert Entries([ZONED]).loadable(REWRITTEN + udp) == [
+        each.replace(b"10.244.3.2 -n 10.77.0.100", b"10.244.3.2:8080 -n 10.77.0.100:27666") for each in (REWRITTEN, udp)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "instead"),
+    [
+        (b" --orig-zone 39655", b""),  # a connection of somebody to TARGET itself
+        (b"--orig-zone 39655", b"--orig-zone 39656"),
+        (b"--orig-zone 39655", b"--zone 39655"),
+        (b"-d 10.96.0.50", b"-d 10.96.0.51"),
+        (b"-d 10.96.0.50", b"-d 10.77.0.100"),
+        (b"-n 10.77.0.100", b"-n 10.77.0.11"),  # without ports
+        (b"-s 10.77.0.50", b"-s 10.77.0.100"),
+        (b"--dport 7000", b"--dport 7001"),
+        (b"--reply-port-src 8080", b"--reply-port-src 65536"),
+    ],
+)
+def test_takes_no_others_that_kube_proxy_has_translated(what: bytes, instead: bytes) -> None:
+    changed = REWRITTEN.replace(what, instead)
+    assert changed != REWRITTEN
+    assert Entries([ZONED]).own(changed) == b""
+
+
+def test_looks_for_those_that_kube_proxy_translates_only_where_it_does() -> None:
+    for rewrites in (True, False):
+        with mock.patch("kevip.host.command.stream", side_effect=lambda argv: iter([str(argv).encode()])) as asked:
+            list(Entries([ZONED], lambda: rewrites).dump(1000))  # noqa: B023 - it is called now
+        assert [call.args[0][4:6] for call in asked.call_args_list] == [
+            ["--orig-dst", "10.77.0.100"], ["--orig-zone", "39655"],
+        ][: 1 + rewrites]  # fmt: skip
 
 
 def test_takes_only_what_the_settings_of_this_host_allow() -> None:
