@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from lab.network import DATAPLANES, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.replica import Replica, invoke, on_each_engine
-from lab.traffic import SPEAKS, Conversations, Probe, Speaker, hears, speaker
+from lab.traffic import SPEAKS, Conversations, Flow, Probe, Speaker, hears, speaker
 
 from kevip.dataplane.rules import Channel
 from kevip.sync.conntrackd import Home, Setup, port
@@ -152,6 +152,26 @@ def test_a_crash_soon_after_a_move_cuts_none_either(network: Network, start: Sta
         speaks.speak()
         assert [hears(each) for each in silent] == [True] * 50
         assert talk.survivors() == 50
+
+
+@on_each_engine
+@pytest.mark.parametrize("move", [crash, lambda _, replica: replica.stop()], ids=["crash", "stop"])
+def test_datagrams_and_clients_with_one_source_port_are_copied_too(
+    network: Network, start: Start, move: Callable[[Network, Replica], object]
+) -> None:
+    replicas = several(network, start)
+    master = network.settled()
+    [heir] = set(replicas) - {master}
+    hosts = network.client, network.far_client
+    with speaker(network) as speaks, Flow(network.client, network.target, sport=30000) as flow:
+        silent = [speaks.connect(each, sport=port) for each in hosts for port in range(30000, 30025)]
+        known([heir], 50)
+        eventually(lambda: "sport=30000" in heir.run("conntrack", "-L", "-p", "udp", "-d", VIP), what="the flow is")
+        move(network, replicas[master])
+        network.settled([heir])
+        speaks.speak()
+        assert [hears(each) for each in silent] == [True] * 50
+        assert flow.is_answered()
 
 
 def test_a_host_that_was_away_gets_what_it_missed(network: Network, start: Start) -> None:
