@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from lab.network import CLIENT, LAN, TARGET, VIP, Namespace, Network, eventually, iptables_beside
 from lab.replica import Replica
@@ -165,29 +167,69 @@ def limits() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOn:
-    """What came of connections in a planned stop: how many the heir knows then, after how many seconds; connects."""
+    """What came of connections in a planned stop: how many the heir knows then, after how many seconds; connects.
+
+    ``served`` is how many seconds after the goodbye the heir served.
+    """
 
     connections: int
     pull: float
+    served: float
     tried: int
     failed: int
     gap: float
 
 
-def handed_on(number: int) -> HandedOn:
-    """Measure a planned stop of a master that tracks so many connections."""
+def handed_on(number: int, make: Callable[[Namespace], Replica] = Replica) -> HandedOn:
+    """Measure a planned stop of a master that tracks so many connections; if they are copied, when others have them."""
     with Network() as network, server(network.target), ExitStack() as running:
-        replicas = {node: running.enter_context(Replica(node)) for node in network.nodes}
+        network.connect_apart()
+        replicas = {node: running.enter_context(make(node)) for node in network.nodes}
         master = network.settled()
         track(master, number)
+        if replicas[master].state()["sync"]:
+            eventually(lambda: all(_tracked(node) >= number for node in network.nodes), within=120, what="copied")
         with Probe(network.client, VIP) as probe:
             replicas[master].stop()
-            told = replicas[network.settled()].logged("connections.pulled")
+            heir = replicas[network.settled()]
+            told = heir.logged("connections.pulled")
             report = probe.report()
+            goodbye = _moment(replicas[master].events("handover.started")[0])
+            served = _moment(heir.events("takeover.done")[0]) - goodbye
     return HandedOn(
-        connections=told["connections"], pull=told["ms"] / 1000, tried=report.tried, failed=report.failed,
-        gap=report.longest_gap,
+        connections=told["connections"], pull=told["ms"] / 1000, served=served, tried=report.tried,
+        failed=report.failed, gap=report.longest_gap,
     )  # fmt: skip
+
+
+def _moment(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["timestamp"]).timestamp()
+
+
+def _tracked(node: Namespace) -> int:
+    return int(node.sysctl("net.netfilter.nf_conntrack_count"))
+
+
+def copying(seconds: float = 5.0) -> tuple[float, float]:
+    """Return the microseconds of CPU that a connection costs a master's conntrackd, and a backup's."""
+    port = 7001
+    with Network(nodes=2) as network, ExitStack() as running:
+        network.connect_apart()
+        replicas = {
+            node: running.enter_context(Replica(node, sync=True, sync_interface="eth1")) for node in network.nodes
+        }
+        master = network.settled()
+        network.client.sysctl("net.ipv4.tcp_tw_reuse", "1")
+        order = [master, *(node for node in network.nodes if node != master)]
+        for node in order:
+            replicas[node].logged("conntrackd.started")
+        pids = [replicas[node].children("conntrackd")[0] for node in order]
+        with sink(network.target, TARGET, port):
+            before = [_cpu(pid) for pid in pids]
+            connects = load(network.client, "connects", VIP, port, seconds) * seconds
+            time.sleep(2)  # what is still under way
+            used = [_cpu(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
+    return used[0] / connects * 1e6, used[1] / connects * 1e6
 
 
 def _route_through(network: Network, node: Namespace) -> None:

@@ -22,6 +22,7 @@ class Move:
     """What one move cost: seconds without an answer, connects tried, failed and slow, connections that lived on.
 
     ``survivors`` are of those on which the client speaks, ``silent`` of those on which only the server does, later.
+    ``stall`` is for how many seconds one of the survivors was not answered.
     """
 
     gap: float
@@ -30,6 +31,7 @@ class Move:
     slow: int
     survivors: int
     silent: int
+    stall: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +93,27 @@ def unplug(network: Network, replica: Any) -> None:
     network.set_carrier(replica.node, on=False)
 
 
+def kill(network: Network, replica: Any) -> None:
+    """Give the daemon SIGKILL, and nothing else."""
+    del network
+    replica.process.kill()
+
+
 def measure(make: Make, fault: Callable[[Network, Any], None]) -> Moves:
     """Run a fault in as many rounds, each on a network of its own."""
     return Moves([run_round(make, fault) for _ in range(ROUNDS)])
 
 
 def run_round(
-    make: Make, fault: Callable[[Network, Any], None], *, look: Callable[[Move, list[Any]], None] | None = None
+    make: Make,
+    fault: Callable[[Network, Any], None],
+    *,
+    look: Callable[[Move, list[Any]], None] | None = None,
+    patience: float = PATIENCE,
 ) -> Move:
     """Run a fault once; ``look`` is shown what came of it, and the replicas, before these are removed."""
     with Network() as network, server(network.target):
+        network.connect_apart()
         replicas = {node: make(node) for node in network.nodes}
         try:
             master = network.settled()
@@ -114,13 +127,15 @@ def run_round(
                     network.settled([node for node in network.nodes if node != master])
                     report = probe.report()
                 speaks.speak()
+                survivors = talk.survivors()
                 move = Move(
                     gap=report.longest_gap,
                     tried=report.tried,
                     failed=report.failed,
                     slow=report.slow,
-                    survivors=talk.survivors(),
-                    silent=sum(together(*(partial(hears, each, PATIENCE) for each in silent))),
+                    survivors=survivors,
+                    silent=sum(together(*(partial(hears, each, patience) for each in silent))),
+                    stall=talk.waited,
                 )
             if look:
                 look(move, list(replicas.values()))

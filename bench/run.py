@@ -162,10 +162,19 @@ def costs() -> list[Row]:
     for number, most in ((10_000, 0.5), (100_000, None)):
         _say(f"{number} connections handed on")
         moved = handed_on(number)
-        told = f"{moved.connections} in {_seconds(moved.pull)}; {moved.failed} of {moved.tried}; {_seconds(moved.gap)}"
-        bound = f"{number} in {_seconds(most)}; 0" if most else ""
+        told = f"{moved.connections} in {_seconds(moved.pull)}; {_seconds(moved.served)}; "
+        told += f"{moved.failed} of {moved.tried}; {_seconds(moved.gap)}"
+        bound = f"{number} in {_seconds(most)}; ; 0" if most else ""
         held = not most or (moved.connections >= number and moved.pull <= most and not moved.failed)
-        rows.append((f"{number:,} connections handed on in a planned stop; failed; outage", told, "", bound, held))
+        rows.append(
+            (
+                f"{number:,} connections handed on in a planned stop; goodbye to served; failed; outage",
+                told,
+                "",
+                bound,
+                held,
+            )
+        )
     return rows
 
 

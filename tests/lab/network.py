@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 LAN = "10.77.0"
+SYNC = "10.78.0"
 VIP = f"{LAN}.100"
 VIP2 = f"{LAN}.101"
 CLIENT = f"{LAN}.50"
@@ -253,6 +254,14 @@ class Network:
             "peer", "name", port, "netns", self.switch.name)  # fmt: skip
         self.switch.run("ip", "link", "set", port, "master", "br0", "up")
         _up(host, device, address)
+
+    def connect_apart(self) -> None:
+        """Connect the nodes by a network of their own, too: eth1, with addresses that end as those of eth0."""
+        self.switch.run("ip", "link", "add", "br1", "type", "bridge", "mcast_snooping", "0")
+        self.switch.run("ip", "link", "set", "br1", "up")
+        for number, node in enumerate(self.nodes, 1):
+            self.plug(node, f"{SYNC}.{10 + number}/24", port=f"sync{number}", device="eth1")
+            self.switch.run("ip", "link", "set", f"sync{number}", "master", "br1")
 
     def pod(self, node: Namespace, subnet: str) -> Namespace:
         """Return a host behind a node, which is its gateway: ``.2`` and ``.1`` of a subnet."""

@@ -2,17 +2,20 @@
 
 Opens NUMBER connections and says something on each every 0.2 s, which the target answers; on a chatty one the target
 speaks of its own, too. Prints "ready" when all are open; when its stdin ends, prints on how many of them something that
-was said after that is answered within PATIENCE seconds.
+was said after that is answered within PATIENCE seconds, and for how many seconds one of these had to wait, at most.
 """
 
 import asyncio
 import sys
+import time
 
 
 class _Talk:
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._answered = 0
+        self._said: list[float] = []
+        self.waited = 0.0
         self.error = ""
         self.ending = asyncio.Event()
 
@@ -29,6 +32,7 @@ class _Talk:
                         last = number + 1
                         limit.reschedule(asyncio.get_running_loop().time() + self._patience)
                     number += 1
+                    self._said.append(time.monotonic())
                     writer.write(f"{number}\n".encode())
                     await asyncio.sleep(0.2)
                     if listener.done():
@@ -43,6 +47,7 @@ class _Talk:
         while line := await reader.readline():
             if line.strip().isdigit():
                 self._answered = int(line)
+                self.waited = max(self.waited, time.monotonic() - self._said[self._answered - 1])
 
 
 async def _main(address: str, port: int, number: int, patience: float, *, chatty: bool) -> None:
@@ -59,7 +64,8 @@ async def _main(address: str, port: int, number: int, patience: float, *, chatty
     lost = [talk.error for talk in talks if talk.error]
     if lost:
         print(f"{len(lost)} connections lost, the first by {lost[0]}", file=sys.stderr)  # noqa: T201 - for a person
-    print(len(talks) - len(lost))  # noqa: T201 - the answer
+    waited = max((talk.waited for talk in talks if not talk.error), default=0.0)
+    print(len(talks) - len(lost), waited)  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

@@ -157,7 +157,12 @@ class Probe:
 
 
 class Conversations:
-    """Open connections on which the client speaks; a context manager. ``survivors`` ends them."""
+    """Open connections on which the client speaks; a context manager. ``survivors`` ends them.
+
+    ``waited`` is for how many seconds one of these had no answer then, at most.
+    """
+
+    waited = 0.0
 
     def __init__(self, host: Namespace, vip: str, number: int, *, chatty: bool = False, patience: float = 20) -> None:
         arguments = [vip, str(PORT), str(number), str(patience), *(["chatty"] if chatty else [])]
@@ -171,7 +176,9 @@ class Conversations:
     def survivors(self) -> int:
         """End the conversations and return how many of them lived until then."""
         output, _ = self._program.communicate(timeout=90)
-        return int(output)
+        number, waited = output.split()
+        self.waited = float(waited)
+        return int(number)
 
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(None, None, None)

@@ -12,14 +12,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from lab.network import DATAPLANES, LAN, TARGET, VIP, VIP2, Namespace, Network, eventually
+from lab.network import DATAPLANES, LAN, SYNC, TARGET, VIP, VIP2, Namespace, Network, eventually
 from lab.replica import Replica, invoke, on_each_engine
 from lab.traffic import SPEAKS, Conversations, Flow, Probe, Speaker, hears, speaker
 
 from kevip.dataplane.rules import Channel
 from kevip.sync.conntrackd import Home, Setup, port
 
-SYNC = "10.78.0"
 PEERS = ",".join(f"{SYNC}.{number}" for number in (11, 12, 13))
 
 Start = Callable[..., Replica]
@@ -28,11 +27,7 @@ Start = Callable[..., Replica]
 @pytest.fixture(autouse=True)
 def apart(network: Network) -> Network:
     """Connect the nodes by a network of their own, too."""
-    network.switch.run("ip", "link", "add", "br1", "type", "bridge", "mcast_snooping", "0")
-    network.switch.run("ip", "link", "set", "br1", "up")
-    for number, node in enumerate(network.nodes, 1):
-        network.plug(node, f"{SYNC}.{10 + number}/24", port=f"sync{number}", device="eth1")
-        network.switch.run("ip", "link", "set", f"sync{number}", "master", "br1")
+    network.connect_apart()
     return network
 
 
@@ -100,6 +95,43 @@ def test_a_crash_cuts_no_connection_on_which_the_client_is_silent(network: Netwo
         known(others, 50)
         crash(network, replicas[master])
         network.settled(others)
+        speaks.speak()
+        assert [hears(each) for each in silent] == [True] * 50
+        assert talk.survivors() == 50
+
+
+@on_each_engine
+@pytest.mark.parametrize("loses", ["the cable", "its daemon"])
+def test_no_other_loss_of_the_master_does_either(network: Network, start: Start, loses: str) -> None:
+    replicas = several(network, start)
+    master = network.settled()
+    [heir] = set(replicas) - {master}
+    with speaker(network) as speaks, Conversations(network.client, VIP, 50) as talk:
+        silent = silent_ones(speaks, network, 50)
+        known([heir], 50)
+        if loses == "the cable":
+            network.set_carrier(master, on=False)
+        else:
+            replicas[master].process.kill()
+        network.settled([heir])
+        speaks.speak()
+        assert [hears(each) for each in silent] == [True] * 50
+        assert talk.survivors() == 50
+
+
+@on_each_engine
+def test_a_rolling_restart_cuts_none_and_a_crash_after_it_either(network: Network, start: Start) -> None:
+    replicas = several(network, start, 3)
+    with speaker(network) as speaks, Conversations(network.client, VIP, 50) as talk:
+        silent = silent_ones(speaks, network, 50)
+        for node in network.nodes:
+            assert replicas[node].stop()[0] == 0
+            replicas[node] = copying(start, node)
+            network.settled()
+        known(network.nodes, 50)
+        master = network.settled()
+        crash(network, replicas[master])
+        network.settled([node for node in network.nodes if node != master])
         speaks.speak()
         assert [hears(each) for each in silent] == [True] * 50
         assert talk.survivors() == 50
