@@ -20,6 +20,7 @@ _NONE_DELETED, _EXPIRED = "0 flow entries have been deleted", "such conntrack do
 SOURCE_PORTS = 65536 - 1024
 """How many connections there can be from one address to one port: that many source ports the kernel gives out."""
 
+_COUNTING = 0.5  # seconds that a count of those that are left may take
 PATIENCE = 2.0
 """Seconds in which connections are deleted: a stop must not take longer where there are a hundred thousand."""
 
@@ -40,11 +41,14 @@ def fill() -> tuple[int, int] | None:
         return None
 
 
-def count(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:
-    """Return how many connections to VIPs are tracked, or those that are as some to TARGET; raises CommandError."""
+def count(vips: Sequence[IPv4Address], *, rewritten: bool = False, seconds: float | None = None) -> int:
+    """Return how many connections to VIPs are tracked, or those that are as some to TARGET; raises CommandError.
+
+    It may take so many seconds for each VIP.
+    """
     total = 0
     for which in _which(vips, rewritten):  # its stdout may be long; the number is the last that it says
-        said = command.told_now(["conntrack", "--dump", "--family", "ipv4", *which])
+        said = command.told_now(["conntrack", "--dump", "--family", "ipv4", *which], seconds=seconds)
         total += int(re.findall(r"(\d+) flow entries", said)[-1])
     return total
 
@@ -137,8 +141,9 @@ def _which(vips: Sequence[IPv4Address], rewritten: bool) -> list[tuple[str, str]
 def forget(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:
     """Delete all connections to VIPs: if they come back, none must be found here; return how many are left.
 
-    That is none, unless there are more than can be deleted in PATIENCE seconds. For VIPs that our rules translate only:
-    those of others are theirs. Raises CommandError.
+    That is none, unless there are more than can be deleted in PATIENCE seconds; if these cannot even be counted soon,
+    it is how many the kernel tracks at all. For VIPs that our rules translate only: those of others are theirs. Raises
+    CommandError.
     """
     end = monotonic() + PATIENCE
     try:
@@ -147,7 +152,10 @@ def forget(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:
     except command.CommandError as error:
         if error.exit_status is not None:
             raise
-        return count(vips, rewritten=rewritten)
+        try:
+            return count(vips, rewritten=rewritten, seconds=_COUNTING)
+        except command.CommandError:
+            return (fill() or (1, 1))[0]
     return 0
 
 
