@@ -190,7 +190,7 @@ def handed_on(number: int, make: Callable[[Namespace], Replica] = Replica) -> Ha
         if replicas[master].state()["sync"]:
             eventually(lambda: all(_tracked(node) >= number for node in network.nodes), within=120, what="copied")
         with Probe(network.client, VIP) as probe:
-            replicas[master].stop()
+            replicas[master].stop(within=30)
             heir = replicas[network.settled()]
             told = heir.logged("connections.pulled")
             report = probe.report()
