@@ -94,11 +94,12 @@ def chains(proxy: Proxy, parts: Parts, ports: list[Ports], source: int) -> Itera
         yield Chain("postrouting", "nat hook postrouting", source, [*clash, snat])
     quoted = _quoted(_QUOTED_DESTINATION, target, vip)
     replies = f"{ours} ct direction reply"
-    back = [f"{replies} {_ERRORS} {quoted}", f"{replies} ip saddr set {vip}"]
-    yield Chain("reply", "filter hook postrouting", _LAST, back)
+    error, back = f"{_ERRORS} {quoted}", f"{replies} ip saddr set {vip}"
+    # What this host says to itself is translated once more when it comes in, and not to the VIP.
+    yield Chain("reply", "filter hook postrouting", _LAST, [f'{replies} oifname != "lo" {error}', back])
     # What refuses before it is translated what this host sends itself, as kube-proxy does, belongs to no connection.
     refused = f"iifname lo {_ERRORS} {_QUOTED_SOURCE} {int(vip):#x} {quoted}"
-    yield Chain("inward", "filter hook input", _LAST, [*back, refused])
+    yield Chain("inward", "filter hook input", _LAST, [f"{replies} {error}", back, refused])
 
 
 def _errors(proxy: Proxy, local: str, ports: list[Ports]) -> Iterator[str]:

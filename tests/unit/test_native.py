@@ -136,8 +136,8 @@ ip daddr set 10.96.0.50
 	}
 	chain reply {
 		type filter hook postrouting priority 301; policy accept;
-		ct original zone 38500 ct direction reply icmp type { 3, 11 } @th,64,8 0x45 @th,192,32 0xa600032 @th,32,16 set \
-@th,32,16 map { 0 : 46, 32 : 78 } @th,192,32 set 0xa000064
+		ct original zone 38500 ct direction reply oifname != "lo" icmp type { 3, 11 } @th,64,8 0x45 \
+@th,192,32 0xa600032 @th,32,16 set @th,32,16 map { 0 : 46, 32 : 78 } @th,192,32 set 0xa000064
 		ct original zone 38500 ct direction reply ip saddr set 10.0.0.100
 	}
 	chain inward {
