@@ -225,12 +225,14 @@ def _unrouted(routes: route.Routes, rules: Ruleset) -> str:
 
 
 def _prober(config: Config, rules: Ruleset) -> Prober | None:
+    """Return what asks TARGET: through the VIP while that is here, where our rules make clients' packets TARGET's."""
     if not (check := config.check):
         return None
-    seconds = min(float(config.check_interval), PATIENCE)
+    patience = min(float(config.check_interval), PATIENCE)
 
     def question(source: IPv4Address | None) -> Answer:
-        return ask(check, next(iter(rules.targets), None), seconds, source)
+        through = source and rules.rewrites and check.kind == "tcp" and rules.proxy.serves(check.port)
+        return ask(check, config.vip if through else next(iter(rules.targets), None), patience, source)
 
     return Prober(question, interval=config.check_interval)
 

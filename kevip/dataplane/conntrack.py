@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from math import inf
@@ -60,18 +60,24 @@ _CHEAP, _REST = 0.05, 49  # a survey that takes more seconds is good for so many
 class Tracked:
     """The connections to VIPs: all of them, and those whose source TARGET does not see as a VIP.
 
-    ``ports`` has how many of a VIP's source ports a port of a TARGET takes, at most, by protocol and port.
+    ``ports`` has how many of a VIP's source ports a port of a TARGET takes, at most, by protocol and port;
+    ``unanswered`` are those whose client has waited for seconds, and has not given up long ago.
     """
 
     total: int
     wrong: int = 0
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    unanswered: int = 0
 
 
 def survey(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
     """Return what is tracked of VIPs; raises CommandError. 0.6 s of a processor for 100,000 connections."""
+    seen, unanswered, longest = Counter[tuple[bytes, ...]](), 0, _longest()
+    for text in _lines(vips, rewritten=rewritten):
+        seen.update(_ENTRY.findall(text))
+        unanswered += sum(longest - int(left) in _WAITED for left in _UNANSWERED.findall(text))
     total, wrong, ports, ours = 0, 0, dict[tuple[str, int], int](), {str(vip).encode() for vip in vips}
-    for (protocol, answers, to, port), number in _entries(vips, rewritten=rewritten).items():
+    for (protocol, answers, to, port), number in seen.items():
         total += number
         if answers in ours:
             continue  # what this host answers itself
@@ -80,20 +86,30 @@ def survey(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Tracked:
         elif port:
             of = protocol.decode(), int(port)
             ports[of] = max(ports.get(of, 0), number)
-    return Tracked(total, wrong, ports)
+    return Tracked(total, wrong, ports, unanswered)
 
 
-def _entries(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Counter[tuple[bytes, ...]]:
-    """Return how many there are of each kind; raises CommandError."""
-    seen = Counter[tuple[bytes, ...]]()
+# How many seconds an entry has left of a TCP connection that was not answered; each attempt of the client gives it all.
+_UNANSWERED = re.compile(rb"^tcp +6 (\d+) SYN_SENT .*\[UNREPLIED\]", re.MULTILINE)
+_WAITED = range(2, 30)
+
+
+def _longest() -> int:
+    try:
+        return int((_SYSCTL / "nf_conntrack_tcp_timeout_syn_sent").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def _lines(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> Iterator[bytes]:
+    """Yield what is tracked of VIPs, some lines at a time; raises CommandError."""
     for which in _which(vips, rewritten):
         rest = b""
         for piece in command.stream(["conntrack", "--dump", "--family", "ipv4", *which]):
             text = rest + piece
             whole = text.rfind(b"\n") + 1
-            seen.update(_ENTRY.findall(text[:whole]))
+            yield text[:whole]
             rest = text[whole:]
-    return seen
 
 
 class Survey:
@@ -123,7 +139,7 @@ def forget_untranslated(vips: Sequence[IPv4Address]) -> None:
     They are the ones whose replies are expected from the VIP itself. With such an entry, a process of this host that
     used the VIP while it was elsewhere would get a reset.
     """
-    answering = {each[1] for each in _entries(vips)} if len(vips) > 1 else ()
+    answering = {each[1] for text in _lines(vips) for each in _ENTRY.findall(text)} if len(vips) > 1 else ()
     for vip in vips:
         if len(vips) == 1 or str(vip).encode() in answering:
             _delete(("--orig-dst", str(vip), "--reply-src", str(vip)), monotonic() + PATIENCE)

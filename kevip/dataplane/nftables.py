@@ -139,6 +139,8 @@ def _sets(proxy: Proxy, parts: Parts) -> Iterator[str]:
         yield _set("set limited", "ipv4_addr", proxy.limited)
     if len(proxy.returns) > 1:
         yield _set("set returns", "ipv4_addr . ipv4_addr", (f"{target} . {vip}" for target, vip in proxy.returns))
+    if Part.UNDONE in parts:
+        yield f"\tset {rewrite.REFUSED} {{\n\t\ttype {rewrite.REFUSED_TYPE}\n\t}}"
     if Part.DNAT in parts:
         yield from _maps(proxy)
 
@@ -174,6 +176,11 @@ def _destinations(proxy: Proxy) -> Iterator[tuple[str, str, str]]:
 
 def _map(name: str) -> str:
     return "targets" if name == "whole" else f"{name}_targets"
+
+
+def refused(vip: IPv4Address) -> list[tuple[int, int]]:
+    """Return the protocols and ports at which what was rewritten was refused lately; raises HostError."""
+    return [(key[0], int.from_bytes(key[4:6])) for key in nfnetlink.keys(f"{PREFIX}{vip}", rewrite.REFUSED)]
 
 
 def _merged(ports: Iterable[Ports]) -> Iterator[Ports]:
@@ -269,6 +276,8 @@ def _chain(name: str, kind: str, priority: int, *rules: str) -> str:
 def _rules(body: str) -> Iterator[Rule]:
     """Yield the rules in a table, after their chains' names, and a digest of what is in each set."""
     for kind, name, block in re.findall(r"^\t(chain|set|map) (\w+) {\n(.*?)^\t}$", body, re.MULTILINE | re.DOTALL):
+        if name == rewrite.REFUSED:  # the kernel's
+            continue
         if kind != "chain":
             digest = sha256(block.encode()).hexdigest()
             yield Rule(text=f"{kind} {name} {digest[:16]}", part=None)

@@ -37,6 +37,11 @@ _LENGTHS = (0, 32)  # what is found there: nothing, or how long that is which is
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
+REFUSED = "refused"
+"""A set: what was refused in the last seconds, a protocol and port each."""
+REFUSED_TYPE = "inet_proto . inet_service; size 1024; flags dynamic,timeout; timeout 10s;"
+
+
 class Chain(NamedTuple):
     """A base chain: its name, its type and hook, its priority, and its rules."""
 
@@ -83,6 +88,7 @@ def chains(proxy: Proxy, parts: Parts, ports: list[Ports], source: int) -> Itera
         yield Chain("own", "route hook output", _REWRITE, [refusal, rewrite])
     undone = f"{ours} ct status & dnat == 0 ct state new"
     refuse = [
+        f"{undone} update @{REFUSED} {{ meta l4proto . th dport }}",  # by itself, for it fails if there are too many
         f"{undone} meta l4proto tcp ip daddr set {vip} counter reject with tcp reset",
         f"{undone} ip daddr set {vip} counter reject",
     ]

@@ -201,6 +201,11 @@ class Proxy:
         """Whether processes of this host may use the VIP; what they then send is not seen by the guard."""
         return not self.allow_from or any(self.here in network for network in self.allow_from if self.here)
 
+    def serves(self, port: int) -> bool:
+        """Whether a process of this host that asks the VIP for a TCP port is proxied."""
+        listed = any(each.protocol == "tcp" and each.first <= port <= each.last for each in self.ports)
+        return self.allows_itself and (listed or not self.ports)
+
     @property
     def sources(self) -> tuple[IPv4Network, ...]:
         """The networks that may use the VIP, none if all may; this host among them sends from the VIP itself."""

@@ -120,7 +120,12 @@ def is_here(interfaces: Sequence[Interface], saved: Iterable[str]) -> bool:
 def nftables_ports(address: IPv4Address, where: tuple[str, str] = _NFTABLES_MAP) -> list[str]:
     """Return at which ports kube-proxy in nftables mode serves the address, or refuses it; raises HostError."""
     keys = (key for key in nfnetlink.keys(*where) if key[:4] == address.packed)
-    return sorted(_port(_PROTOCOLS.get(key[4], "?"), int.from_bytes(key[8:10])) for key in keys)
+    return sorted(port_of(key[4], int.from_bytes(key[8:10])) for key in keys)
+
+
+def port_of(protocol: int, number: int) -> str:
+    """Return a port of an IP protocol as ``--port`` has it."""
+    return _port(_PROTOCOLS.get(protocol, "?"), number)
 
 
 def _port(protocol: str, number: int) -> str:

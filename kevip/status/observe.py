@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from kevip.dataplane import conntrack
+from kevip.dataplane.nftables import refused
 from kevip.dataplane.rules import Part, Rule
 from kevip.dataplane.select import ahead, base_chains, closed, installed
 from kevip.election.vrrpd import Home
@@ -49,11 +50,17 @@ class Facts:
     flaws: tuple[str, ...] = ()  # what could not be read, which should be readable
     service: Mode | None = None  # how kube-proxy has TARGET now
     served: tuple[str, ...] | None = None  # at which ports it serves that, None if not all that tells it was read
+    refused: tuple[str, ...] = ()  # at which ports the rules for that have refused somebody lately
 
     @property
     def rewrites(self) -> bool:
         """Whether the rules here are for a TARGET that somebody else translates."""
         return any(rule.part is Part.REWRITE for rule in chain.from_iterable(self.rules.values()))
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the rules here are for some ports only."""
+        return any(rule.text.startswith("set ports ") for rule in chain.from_iterable(self.rules.values()))
 
     def age(self, moment: Moment) -> float:
         """Return how many seconds ago that was."""
@@ -157,7 +164,7 @@ class Look:
                 rewritten = Part.REWRITE in parts
                 tracked = self._survey(list(vips), rewritten=rewritten)
                 if Part.SNAT not in parts or rewritten:  # the source need not be the VIP, or nothing is translated
-                    tracked = conntrack.Tracked(tracked.total)
+                    tracked = conntrack.Tracked(tracked.total, unanswered=tracked.unanswered)
         service, served = self._service(report)
         return Facts(
             vip=vip,
@@ -175,7 +182,13 @@ class Look:
             flaws=flaws,
             service=service,
             served=served,
+            refused=self._refused(vip, parts),
         )
+
+    def _refused(self, vip: IPv4Address, parts: Collection[Part | None]) -> tuple[str, ...]:
+        with suppress(KevipError):
+            return tuple(sorted(kubernetes.port_of(*each) for each in refused(vip))) if Part.UNDONE in parts else ()
+        return ()
 
     def _service(self, report: Record | None) -> tuple[Mode | None, tuple[str, ...] | None]:
         """Return how kube-proxy has a daemon's TARGET, and at which ports."""

@@ -141,6 +141,16 @@ def _of_service(facts: Facts, report: Record) -> Iterator[str]:
     if facts.rewrites and facts.served == ():
         gone = "it has no endpoints, or is gone, or kube-proxy does not run"
         yield f"no Service is served at {report.target} on this node: {gone}: kubectl get services,endpointslices"
+    # Of a port that nobody has named, whoever asks for it may be wrong.
+    if refused := [each for each in facts.refused if facts.is_limited or each in (facts.served or ())]:
+        reason = (
+            f"kube-proxy serves {', '.join(facts.served)} there" if facts.served else "kube-proxy does not serve it"
+        )
+        yield f"clients are refused at {', '.join(refused)} of {report.target}: {reason}: kubectl get services"
+    if facts.rewrites and facts.tracked and (silent := facts.tracked.unanswered):
+        seen = "the VIP" if facts.is_limited else "this node"
+        unheard = f"pods have not answered {silent} connect{'' if silent == 1 else 's'} of the last 30 s"
+        yield f"{unheard}: see whether they are up, and whether a NetworkPolicy keeps out {seen}"
 
 
 def _of_others(facts: Facts, report: Record) -> Iterator[str]:

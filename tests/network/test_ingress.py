@@ -2,12 +2,17 @@
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ipaddress import IPv4Address
 
 import pytest
 from lab.cluster import CLUSTER_IP, MODES, WAYS, Cluster, Service, clear, sync
 from lab.network import LAN, VIP, Namespace, eventually
 from lab.replica import Replica, invoke
 from lab.traffic import PORT, Conversations, Probe, answers, pings, tcp_source, together, udp_source
+
+from kevip.dataplane.rewrite import zone
 
 Start = Callable[..., Replica]
 
@@ -158,17 +163,66 @@ def told(node: Namespace, replica: Replica) -> str:
     return " ".join(done.stdout.split())
 
 
+def is_well(node: Namespace, replica: Replica, within: float = 20) -> None:
+    """Wait until status says so."""
+    eventually(lambda: "OK this host serves the VIP" in told(node, replica), within=within, what="all is well")
+
+
 @in_each_mode
 def test_status_is_not_ok_while_clients_are_refused(pods: Cluster, start: Start, mode: str) -> None:
     node = pods.network.nodes[0]
     pods.sync(mode, pods.service(0))
     replica = start(node, target=CLUSTER_IP).master()
-    eventually(lambda: "OK this host serves the VIP" in told(node, replica), what="all is well")
+    is_well(node, replica)
     for services in ([pods.service()], []):
         pods.sync(mode, *services)
         assert f"PROBLEM no Service is served at {CLUSTER_IP} on this node" in told(node, replica)
     pods.sync(mode, pods.service(0))
     assert "OK this host serves the VIP" in told(node, replica)
+
+
+def test_status_is_not_ok_while_a_port_that_is_listed_is_refused(pods: Cluster, start: Start) -> None:
+    """A port that is not listed is whoever's fault that asks for it."""
+    node, other = pods.network.nodes[0], PORT + 9
+    pods.sync("nftables", pods.service(0))
+    for settings, problem in zip(({"port": f"{PORT},{other}"}, {}), (True, False), strict=True):
+        replica = start(node, target=CLUSTER_IP, **settings).master()
+        is_well(node, replica)
+        with pytest.raises(ConnectionRefusedError):
+            tcp_source(pods.network.client, VIP, port=other)
+        assert (f"PROBLEM clients are refused at {other} of {CLUSTER_IP}" in told(node, replica)) is problem
+        is_well(node, replica)
+        assert replica.state()["repairs"] == {}
+        assert replica.stop()[0] == 0
+
+
+@in_each_mode
+def test_status_is_not_ok_while_pods_do_not_answer(pods: Cluster, start: Start, mode: str) -> None:
+    """As one whose node is down, or whose NetworkPolicy does not let the VIP in."""
+    node, pod = pods.network.nodes[0], pods.pods[1]
+    pods.sync(mode, pods.service(1))
+    replica = start(node, target=CLUSTER_IP, **WAYS[0]).master()
+    is_well(node, replica)
+    rules = "table ip deny { chain c { type filter hook input priority 0; policy drop; }; }"
+    pod.run("nft", "-f", "-", stdin=rules)
+    with ThreadPoolExecutor() as pool, suppress(TimeoutError):
+        asked = pool.submit(tcp_source, pods.network.client, VIP, timeout=8)
+        eventually(lambda: "PROBLEM pods have not answered 1 connect of" in told(node, replica), what="it says so")
+        pod.run("nft", "delete", "table", "ip", "deny")
+        asked.result()
+    is_well(node, replica, within=60)
+
+
+def test_the_master_asks_through_the_vip(pods: Cluster, start: Start) -> None:
+    """What our rules do not get there is not there for clients, though TARGET answers this host."""
+    node = pods.network.nodes[0]
+    pods.sync("nftables", pods.service(0))
+    replica = start(node, target=CLUSTER_IP, check=f"tcp:{PORT}", check_interval=1, **WAYS[0]).master()
+    is_well(node, replica)
+    chain = f"chain c {{ type filter hook output priority 0; ct original zone {zone(IPv4Address(VIP))} drop; }}"
+    node.run("nft", "-f", "-", stdin=f"table ip other {{ {chain}; }}")
+    eventually(lambda: f"does not answer tcp:{PORT}" in told(node, replica), what="it says so")
+    assert tcp_source(node, CLUSTER_IP)
 
 
 def test_status_is_not_ok_while_kube_proxy_is_not_followed_yet(pods: Cluster, start: Start) -> None:

@@ -92,6 +92,9 @@ table ip kevip-10.0.0.100 {
 		type inet_proto . inet_service; flags interval
 		elements = { tcp . 80-80 }
 	}
+	set refused {
+		type inet_proto . inet_service; size 1024; flags dynamic,timeout; timeout 10s;
+	}
 	chain forward {
 		type filter hook forward priority -155; policy accept;
 		ct original zone 38500 counter
@@ -121,11 +124,13 @@ ip daddr set 10.96.0.50
 	}
 	chain undone {
 		type filter hook prerouting priority -95; policy accept;
+		UNDONE update @refused { meta l4proto . th dport }
 		UNDONE meta l4proto tcp ip daddr set 10.0.0.100 counter reject with tcp reset
 		UNDONE ip daddr set 10.0.0.100 counter reject
 	}
 	chain unsent {
 		type filter hook output priority -95; policy accept;
+		UNDONE update @refused { meta l4proto . th dport }
 		UNDONE meta l4proto tcp ip daddr set 10.0.0.100 counter reject with tcp reset
 		UNDONE ip daddr set 10.0.0.100 counter reject
 	}

@@ -67,6 +67,7 @@ def with_health(facts: Facts, health: Health) -> Facts:
 
 
 REWRITTEN = tuple(replace(rule, part=Part.REWRITE) for rule in RULES)
+LIMITED = (*REWRITTEN, Rule(text="set ports 0123456789abcdef", part=None))
 
 
 @pytest.mark.parametrize(("facts", "text"), [
@@ -74,6 +75,9 @@ REWRITTEN = tuple(replace(rule, part=Part.REWRITE) for rule in RULES)
     (replace(MASTER, service=Mode.IPVS, served=("80",)), "this host serves the VIP"),
     (replace(MASTER, rules={"iptables-nft": REWRITTEN}, service=Mode.NFTABLES, served=("80",)),
      "this host serves the VIP"),
+    (replace(MASTER, rules={"iptables-nft": REWRITTEN}, service=Mode.NFTABLES, served=("80",), refused=("81",)),
+     "this host serves the VIP"),  # nobody has named that port
+    (replace(MASTER, tracked=Tracked(2, unanswered=1)), "this host serves the VIP"),  # TARGET is somebody else's
     (BACKUP, "10.0.0.12 serves the VIP, this host is ready to take over"),
     (replace(BACKUP, report=report(Role.BACKUP, peer=6)), "no master was heard for 6 s: one takes over soon"),
     (replace(BACKUP, report=report(Role.BACKUP, since=2)), "it joins the election"),
@@ -116,6 +120,14 @@ def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
     (replace(MASTER, rules={}), "it is master without its rules", "log"),
     (replace(MASTER, rules={"iptables-nft": RULES[:1]}), "it is master without 2 of 3 rules", "log"),
     (replace(MASTER, rules={"iptables-legacy": RULES}), "it is master without its rules", "log"),
+    (replace(MASTER, rules={"iptables-nft": REWRITTEN}, service=Mode.NFTABLES, served=("80",), refused=("80",)),
+     "clients are refused at 80 of ", "kubectl get services"),
+    (replace(MASTER, rules={"iptables-nft": LIMITED}, service=Mode.NFTABLES, served=("80",), refused=("81",)),
+     "clients are refused at 81 of ", "kube-proxy serves 80 there"),
+    (replace(MASTER, rules={"iptables-nft": REWRITTEN}, service=Mode.NFTABLES, tracked=Tracked(2, unanswered=1)),
+     "pods have not answered 1 connect of the last 30 s", "keeps out this node"),
+    (replace(MASTER, rules={"iptables-nft": LIMITED}, service=Mode.NFTABLES, tracked=Tracked(2, unanswered=2)),
+     "pods have not answered 2 connects of the last 30 s", "keeps out the VIP"),
     (replace(MASTER, report=report(peer=0.5)), "two masters: 10.0.0.12 advertises too", "kevip status"),
     (replace(BACKUP, held=(HERE,)), "the VIP is on eth0, but this host is not master",
      "ip address delete 10.0.0.100/32 dev eth0"),
