@@ -26,7 +26,7 @@ from kevip.errors import HostError, KevipError
 from kevip.health.ask import Answer, ask
 from kevip.health.prober import PATIENCE, Judge, Prober
 from kevip.health.watch import Watch
-from kevip.host import kernel, lock, route, systemd
+from kevip.host import kernel, kubernetes, lock, route, systemd
 from kevip.host.interface import Placement
 from kevip.log import logger
 from kevip.loop import Loop
@@ -258,6 +258,8 @@ def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> No
         log.warning("leftovers.stay", error=str(error))
     if config.routes and (done := kernel.enable_forwarding(*route.incoming(name, config.targets))):
         log.info("forwarding.enabled", sysctl=" ".join(done), interface=name)
+    if host.cilium:
+        log.warning("service.elsewhere", hint=f"{kubernetes.CILIUM}: {kubernetes.CILIUM_ADVICE}")
     if config.routes and not conntrack.picks_up_connections():
         hint = "a failover cuts open connections: sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"
         log.warning("conntrack.strict", hint=hint)

@@ -200,8 +200,11 @@ def _way(address: IPv4Address, here: Interface, interfaces: tuple[Interface, ...
 def _proxy(config: Config, fitness: Fitness) -> Iterator[Finding]:
     """Yield what it takes to proxy the VIPs to their targets."""
     if fitness.backend:
-        service = traffic.service(config.targets[0], fitness.service).found
-        yield from _told(fitness, "service", "no target is a cluster-IP" if config.forwards else service)
+        service = traffic.service(config.targets[0], fitness.service, cilium=fitness.cilium)
+        if fitness.cilium:
+            yield service
+        well = "no target is a cluster-IP" if config.forwards else service.found
+        yield from _told(fitness, "service", "" if fitness.cilium else well)
     if fitness.service and fitness.service.translates and (place := fitness.placement):
         on = kernel.redirecting(place.interface)
         yield from () if kernel.may_redirect(on) else (traffic.redirects(place.interface),)

@@ -33,6 +33,7 @@ class Host:
     backend: Backend
     backend_reason: str
     rewrites: bool  # whether somebody else translates TARGET
+    cilium: bool  # whether Cilium would, where rules do not help
     copying: conntrackd.Setup | None = None
 
 
@@ -47,6 +48,7 @@ class Fitness:
     forwards: bool = True
     saved: dict[str, str] = field(default_factory=dict)  # what ``iptables-save`` prints in each back end
     service: kubernetes.Mode | None = None  # how kube-proxy handles a TARGET of its own
+    cilium: bool = False  # whether Cilium serves Services here, alone
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     def attempt(self, about: str, program: str, action: Callable[[], _Found]) -> _Found | None:
@@ -82,6 +84,7 @@ def preflight(config: Config) -> Host:
         backend_reason=reason,
         copying=found.copying,
         rewrites=bool(found.service and found.service.translates),
+        cilium=found.cilium,
     )
 
 
@@ -124,12 +127,17 @@ def _examine_proxying(fitness: Fitness, config: Config) -> None:
         return
     [target] = config.targets
     fitness.service = kubernetes.mode_of(target, fitness.interfaces, fitness.saved.values())
+    fitness.cilium = bool(fitness.attempt("service", "", lambda: _cilium(fitness)))
     native, problem = Nftables(), kubernetes.problem(target, fitness.service, rewrites=True)
     if fitness.service and fitness.service.translates and fitness.backend[0] != native:
         rewrites = config.dataplane == "auto" and bool(command.find("nft")) and native.works()
         problem = kubernetes.problem(target, fitness.service, rewrites=rewrites)
         fitness.backend = (native, f"kube-proxy translates TARGET, in {fitness.service} mode")
     fitness.note("service", *([problem] if problem else []))
+
+
+def _cilium(fitness: Fitness) -> bool:
+    return kubernetes.cilium_alone(fitness.interfaces, fitness.saved.values())
 
 
 def _examine_holding(fitness: Fitness, vip: IPv4Address, name: str) -> None:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from kevip.check.report import Finding, failed, ok, warning
 from kevip.health.ask import Answer, Check
-from kevip.host.kubernetes import Mode
+from kevip.host.kubernetes import CILIUM, CILIUM_ADVICE, Mode
 from kevip.host.route import Route
 
 _STRICT = 1  # as a reverse path filter
@@ -21,8 +21,10 @@ def route(target: IPv4Address, way: Route) -> Finding:
     return ok("route", f"TARGET {target} by {way.interface}{f', gateway {way.gateway}' if way.gateway else ''}")
 
 
-def service(target: IPv4Address, mode: Mode | None) -> Finding:
+def service(target: IPv4Address, mode: Mode | None, *, cilium: bool = False) -> Finding:
     """Say how a cluster-IP is handled; any other way than these is a problem that the start refuses."""
+    if cilium:
+        return warning("service", CILIUM, f"if TARGET {target} is a cluster-IP: {CILIUM_ADVICE}")
     if mode is None:
         return ok("service", f"TARGET {target} is no cluster-IP that this node knows of")
     if mode.translates:

@@ -11,6 +11,7 @@ from kevip.host.interface import Interface
 
 # Where kube-proxy in IPVS mode puts all cluster-IPs, and the load-balancer IPs of Services, on each node.
 IPVS_INTERFACE = "kube-ipvs0"
+_CILIUM_INTERFACE = "cilium_host"  # which Cilium has on each node (its documentation, "Networking Concepts")
 _IPVS_SERVICES = Path("/proc/net/ip_vs")
 # Where kube-proxy in nftables mode has them, and address . protocol . port of all that it serves
 # (its pkg/proxy/nftables/proxier.go).
@@ -115,6 +116,18 @@ def is_here(interfaces: Sequence[Interface], saved: Iterable[str]) -> bool:
     """Whether kube-proxy serves any Service on this node; raises HostError."""
     on_interface = any(each.name == IPVS_INTERFACE for each in interfaces)
     return on_interface or bool(nfnetlink.keys(*_NFTABLES_SET)) or any("-A KUBE-SERVICES " in text for text in saved)
+
+
+def cilium_alone(interfaces: Sequence[Interface], saved: Iterable[str]) -> bool:
+    """Whether Cilium serves the Services on this node, without kube-proxy; raises HostError."""
+    return any(each.name == _CILIUM_INTERFACE for each in interfaces) and not is_here(interfaces, saved)
+
+
+CILIUM = (
+    "Cilium serves Services here, without kube-proxy: it translates cluster-IPs where packets come in, before kevip's "
+    "rules, and in the sockets of this host; so if TARGET is one, it answers this host, and no client of the VIP"
+)
+CILIUM_ADVICE = "--hold-only, without TARGET, and list the VIP in the status of a Service of type LoadBalancer"
 
 
 def nftables_ports(address: IPv4Address, where: tuple[str, str] = _NFTABLES_MAP) -> list[str]:

@@ -50,6 +50,7 @@ class Facts:
     flaws: tuple[str, ...] = ()  # what could not be read, which should be readable
     service: Mode | None = None  # how kube-proxy has TARGET now
     served: tuple[str, ...] | None = None  # at which ports it serves that, None if not all that tells it was read
+    cilium: bool = False  # whether Cilium would serve TARGET, if it is a Service
     refused: tuple[str, ...] = ()  # at which ports the rules for that have refused somebody lately
 
     @property
@@ -182,8 +183,14 @@ class Look:
             flaws=flaws,
             service=service,
             served=served,
+            cilium=self._cilium(),
             refused=self._refused(vip, parts),
         )
+
+    def _cilium(self) -> bool:
+        with suppress(KevipError):
+            return kubernetes.cilium_alone(self._interfaces, self._saved.values())
+        return False
 
     def _refused(self, vip: IPv4Address, parts: Collection[Part | None]) -> tuple[str, ...]:
         with suppress(KevipError):

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 from itertools import chain
 
 from kevip.core.messages import Reason, Role
-from kevip.host.kubernetes import IPVS_INTERFACE
+from kevip.host.kubernetes import CILIUM, IPVS_INTERFACE
 from kevip.presence.group import SILENT
 from kevip.status.observe import Facts
 from kevip.status.record import HANGS, PROSE, Record
@@ -147,10 +147,10 @@ def _of_service(facts: Facts, report: Record) -> Iterator[str]:
             f"kube-proxy serves {', '.join(facts.served)} there" if facts.served else "kube-proxy does not serve it"
         )
         yield f"clients are refused at {', '.join(refused)} of {report.target}: {reason}: kubectl get services"
-    if facts.rewrites and facts.tracked and (silent := facts.tracked.unanswered):
-        seen = "the VIP" if facts.is_limited else "this node"
-        unheard = f"pods have not answered {silent} connect{'' if silent == 1 else 's'} of the last 30 s"
-        yield f"{unheard}: see whether they are up, and whether a NetworkPolicy keeps out {seen}"
+    if (facts.rewrites or facts.cilium) and facts.tracked and (silent := facts.tracked.unanswered):
+        who, seen = "pods have" if facts.rewrites else "TARGET has", "the VIP" if facts.is_limited else "this node"
+        why = f"see whether they are up, and whether a NetworkPolicy keeps out {seen}" if facts.rewrites else CILIUM
+        yield f"{who} not answered {silent} connect{'' if silent == 1 else 's'} of the last 30 s: {why}"
 
 
 def _of_others(facts: Facts, report: Record) -> Iterator[str]:

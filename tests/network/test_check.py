@@ -246,6 +246,19 @@ def test_tells_which_capability_is_missing(host: Namespace, name: str) -> None:
     assert f"failed   capabilities  capability {name} is missing" in done.stdout
 
 
+def test_cilium_without_kube_proxy_is_warned_of(host: Namespace, check: Check) -> None:
+    """Whether TARGET is a cluster-IP is not seen there; if clients get no answer, it likely is."""
+    host.run("ip", "link", "add", "cilium_host", "type", "veth", "peer", "name", "cilium_net")
+    found = check(host, target=CLUSTER_IP).of("service")
+    assert [(verdict, text.split(":")[0]) for verdict, text in found] == [
+        ("warning", "Cilium serves Services here, without kube-proxy")
+    ]
+    with Replica(host, target=CLUSTER_IP) as replica:
+        assert "--hold-only" in replica.logged("service.elsewhere")["hint"]
+    sync(host, "nftables", [Service("10.96.0.51", ("10.244.1.5",))])
+    assert check(host, target=CLUSTER_IP).of("service")[0][0] == "ok"
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cluster_ip_needs_rules_in_nftables(host: Namespace, check: Check, mode: str) -> None:
     """That is so whatever the rules would be in otherwise; where they cannot be there, the start and check say why."""

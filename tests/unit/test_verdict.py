@@ -126,6 +126,7 @@ def test_what_fits_together_is_ok(facts: Facts, text: str) -> None:
      "clients are refused at 81 of ", "kube-proxy serves 80 there"),
     (replace(MASTER, rules={"iptables-nft": REWRITTEN}, service=Mode.NFTABLES, tracked=Tracked(2, unanswered=1)),
      "pods have not answered 1 connect of the last 30 s", "keeps out this node"),
+    (replace(MASTER, cilium=True, tracked=Tracked(2, unanswered=1)), "TARGET has not answered 1 connect of", "Cilium"),
     (replace(MASTER, rules={"iptables-nft": LIMITED}, service=Mode.NFTABLES, tracked=Tracked(2, unanswered=2)),
      "pods have not answered 2 connects of the last 30 s", "keeps out the VIP"),
     (replace(MASTER, report=report(peer=0.5)), "two masters: 10.0.0.12 advertises too", "kevip status"),
