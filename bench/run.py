@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import ingress
 from costs import at_rest, handed_on, hook_latency, limits, many_vips, start_to_master, traffic
 from lab.network import DATAPLANES, Namespace, require_own_namespace, run
 from lab.replica import Replica
@@ -155,6 +156,8 @@ def costs() -> list[Row]:
             f"{value / scale:.3g} {unit}" if scale > 1 else f"{value:.0f}{unit}" for value in (pair.kevip, pair.plain)
         ]
         rows.append((name, *shown, f"ratio {pair.ratio:.2f} ≥ {least}", pair.ratio >= least))  # type: ignore[arg-type]
+    _say("ingress")
+    rows += ingress.rows()
     seconds = limits()
     rows.append(
         ("10,000 networks and 5,000 ports in place, nftables", _seconds(seconds), "", "≤ 0.5 s", seconds <= 0.5)
