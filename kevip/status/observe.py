@@ -189,7 +189,7 @@ class Look:
 
     def _cilium(self) -> bool:
         with suppress(KevipError):
-            return kubernetes.cilium_alone(self._interfaces, self._saved.values())
+            return self._is_whole and kubernetes.cilium_alone(self._interfaces, self._saved.values())
         return False
 
     def _refused(self, vip: IPv4Address, parts: Collection[Part | None]) -> tuple[str, ...]:
