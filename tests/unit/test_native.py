@@ -1,14 +1,18 @@
 """The rules of nftables, literally, and what is read of its listings."""
 
+import re
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from hypothesis import given, strategies
 
 from kevip.dataplane.backend import flaws, texts
 from kevip.dataplane.iptables import Iptables
 from kevip.dataplane.nftables import Nftables
+from kevip.dataplane.rewrite import chains
 from kevip.dataplane.rules import Part, Ports, Proxy, rewriting
 from kevip.dataplane.select import ahead
+from kevip.election.packet import checksum
 from kevip.host.nfnetlink import Chain
 
 VIP = IPv4Address("10.0.0.100")
@@ -235,3 +239,49 @@ def nat(path: str, hook: str, priority: int, kind: str = "nat") -> Chain:
 def test_knows_who_translates_first(chain: Chain, before_iptables: bool, before_nftables: bool) -> None:
     assert bool(ahead(Iptables("iptables-nft", "nft"), [chain])) is before_iptables
     assert bool(ahead(NFT, [chain])) is before_nftables
+
+
+def rewritten(rule: str, message: bytes) -> bytes:
+    """Return what a rule makes of an ICMP message, byte by byte; unchanged if it does not match."""
+    found = bytearray(message)
+
+    def field(offset: str, length: str) -> slice:
+        return slice(int(offset) // 8, (int(offset) + int(length)) // 8)
+
+    for offset, length, value in re.findall(r"@th,(\d+),(\d+) (0x\w+)", rule):
+        if int.from_bytes(message[field(offset, length)]) != int(value, 16):
+            return message
+    for offset, length, pairs in re.findall(r"@th,(\d+),(\d+) set \S+ map { (.*?) }", rule):
+        known = dict(pair.split(" : ") for pair in pairs.split(", "))
+        if (new := known.get(str(int.from_bytes(message[field(offset, length)])))) is None:
+            return message
+        found[field(offset, length)] = int(new).to_bytes(int(length) // 8)
+    for offset, length, new in re.findall(r"@th,(\d+),(\d+) set (0x\w+)", rule):
+        found[field(offset, length)] = int(new, 16).to_bytes(int(length) // 8)
+    return bytes(found)
+
+
+addresses = strategies.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
+
+
+@given(
+    vip=addresses, target=addresses, client=addresses,
+    quoted=strategies.binary(min_size=28, max_size=128), more=strategies.sampled_from([0, 32]),
+)  # fmt: skip
+def test_an_error_that_quotes_target_quotes_the_vip_and_its_checksum_holds(
+    vip: IPv4Address, target: IPv4Address, client: IPv4Address, quoted: bytes, more: int
+) -> None:
+    """The message is "fragmentation needed", with and without what more may follow (RFC 4884)."""
+    proxy = Proxy(vip=vip, target=target)
+    table = {each.name: each.rules for each in chains(proxy, rewriting(proxy.parts), [], 95)}
+    header = b"\x45" + quoted[1:12] + client.packed
+    rest = more.to_bytes(2) + quoted[:2] + header
+    head, tail = b"\x03\x04", rest + target.packed + quoted[20:]
+    message = head + checksum(head + b"\0\0" + tail).to_bytes(2) + tail
+    expected = rest[2:] + vip.packed + quoted[20:]
+    for name in ("reply", "inward"):
+        got = rewritten(table[name][0], message)
+        assert got[:4] + got[6:] == message[:4] + expected
+        assert checksum(got) == 0
+    other = message[:24] + IPv4Address(int(target) ^ 1).packed + message[28:]
+    assert rewritten(table["reply"][0], other) == other
