@@ -66,7 +66,7 @@ class Daemon:
 
     replication: Replication | None = None
     control: Control | None = None
-    is_stopping = False
+    is_stopping = False  # or is to, once it runs
 
     def __init__(self, loop: Loop) -> None:
         self._loop, self._log = loop, logger()
@@ -119,8 +119,7 @@ class Daemon:
         record = self._reporter.record
         self._presence.update(Now(record.role, record.since, held, self.instance.reached, standby))
         if self.control:
-            names = {source: each.name for source, each in self._presence.members.items()}
-            self.control.follow(traits, self.instance, names)
+            self.control.follow(traits, self.instance, self._presence.names)
         self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)
 
     def _due(self) -> None:

@@ -93,11 +93,11 @@ class _Turn:
                 self.set(peers=now_is.peers.hear(event))
                 return self.now_is.peers is not now_is.peers
             case msg.Target():
-                self._learn_of_target(event)
+                _learn_of_target(self, event)
             case msg.Standby(until, out):
                 self.set(standby=until, out=out, resign_from=-inf)
             case msg.Successor(rank):
-                return self._see(rank)
+                return _see(self, rank)
             case msg.Pulled() | msg.Served():
                 _fetch(self, begins=isinstance(event, msg.Pulled))
             case msg.Cleared(level, ok) if self._awaits(level):
@@ -105,24 +105,6 @@ class _Turn:
             case msg.Tick():
                 _tick(self)
         return True
-
-    def _learn_of_target(self, target: msg.Target) -> None:
-        now_is, reached = self.now_is, target.reached
-        if reached is not now_is.reached:
-            self.set(reached=reached, reached_since=self.now)
-        if reached and not now_is.fit:  # a master that sees the same a moment later would lose the VIP for nothing
-            self.set(agreed=self.now + target.within)
-        self.set(fit=now_is.fit if reached is None else reached)
-
-    def _see(self, rank: int | None) -> bool:
-        """Learn of the rank of a successor; say whether it may be the one for whom a host in standby waits."""
-        now_is = self.now_is
-        appears = now_is.successor is None and rank is not None and self.now < now_is.standby
-        soonest = max(self.now, now_is.heeds_from)
-        if appears and soonest < now_is.resign_from:
-            self.set(resign_from=soonest, heeds_from=soonest + states.FIRST_PAUSE)
-        self.set(successor=rank)
-        return appears
 
     def _awaits(self, level: Level) -> bool:
         """Whether the host is being brought down to this level, and was not told otherwise since."""
@@ -275,6 +257,26 @@ def _tick(turn: _Turn) -> None:
     if now >= now_is.give_up:
         turn.set(give_up=inf, stuck=states.STUCK)
     turn.set(**states.ended(now_is, now))
+
+
+def _learn_of_target(turn: _Turn, target: msg.Target) -> None:
+    now_is, reached = turn.now_is, target.reached
+    if reached is not now_is.reached:
+        turn.set(reached=reached, reached_since=turn.now)
+    if reached and not now_is.fit:  # a master that sees the same a moment later would lose the VIP for nothing
+        turn.set(agreed=turn.now + target.within)
+    turn.set(fit=now_is.fit if reached is None else reached)
+
+
+def _see(turn: _Turn, rank: int | None) -> bool:
+    """Learn of the rank of a successor; say whether it may be the one for whom a host in standby waits."""
+    now_is = turn.now_is
+    appears = now_is.successor is None and rank is not None and turn.now < now_is.standby
+    soonest = max(turn.now, now_is.heeds_from)
+    if appears and soonest < now_is.resign_from:
+        turn.set(resign_from=soonest, heeds_from=soonest + states.FIRST_PAUSE)
+    turn.set(successor=rank)
+    return appears
 
 
 def _fetch(turn: _Turn, *, begins: bool) -> None:

@@ -48,6 +48,11 @@ class Presence:
         """The other replicas, as far as they were heard."""
         return self._group.members
 
+    @property
+    def names(self) -> dict[IPv4Address, str]:
+        """What they are called."""
+        return {source: each.name for source, each in self.members.items()}
+
     def successor(self) -> int | None:
         """Return the rank of the backup that comes first of those that are fit, None if none is known."""
         return self._group.successor(self._own.engine, self._loop.now())
