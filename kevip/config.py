@@ -406,8 +406,7 @@ def _of_sync(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{sync} needs {interface}, or {peers} of two hosts: {trust}"
     if "sync_interface" not in given and len(given.get("sync_peers", ())) > _PAIR:
         yield f"{peers}: conntrackd sends to one host only, unless by multicast: set {interface}, for more than two"
-    if name := next((each.target for each in _all(values) if isinstance(each.target, str)), None):
-        yield f"{sync} needs targets by their addresses, for conntrackd filters by these: {name} may get another one"
+    yield from _uncopied(values)
     if values.get("global_masquerade"):
         translated = "other hosts do not have the address that it gives connections"
         yield f"{sync} and {label('global_masquerade')} contradict each other, for {translated}: leave one of them out"
@@ -415,6 +414,14 @@ def _of_sync(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label('run_dir')}: conntrackd takes a path of letters, digits and ./_+:@- only"
     if not _PLAIN_PATH.fullmatch(values.get("sync_interface") or "-"):
         yield f"{interface}: conntrackd takes a name of letters, digits and ./_+:@- only"
+
+
+def _uncopied(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say which targets conntrackd's filter cannot have."""
+    if name := next((each.target for each in _all(values) if isinstance(each.target, str)), None):
+        yield f"{label('sync')} needs the address of a target, for conntrackd filters by it: {name} may get another"
+    if len({each.target for each in _all(values)}) > 1:
+        yield f"{label('sync')} copies connections to one target, and here are several: give each a group of its own"
 
 
 def _all(values: Mapping[str, Any]) -> Iterator[Spec]:

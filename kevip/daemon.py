@@ -76,7 +76,7 @@ class Daemon:
     def attach(self, parts: Parts) -> None:
         """Work with these parts."""
         self._engine, self._plane, self._announcer = parts.engine, parts.plane, parts.announcer
-        self._watch, self._handoff, self._presence = parts.watch, parts.handoff, parts.presence
+        self._watch, self.handoff, self._presence = parts.watch, parts.handoff, parts.presence
         self._reporter, self._log = parts.reporter, parts.reporter.log
         self._does = parts.does() | {Do.LOOK: self._look}
 
@@ -160,7 +160,7 @@ class Daemon:
             case msg.Rerank(fit):
                 self._engine.rerank(fit=fit)
             case msg.Pull(source, rest):
-                (self._handoff.pull_rest if rest else self._handoff.pull)(source)
+                (self.handoff.pull_rest if rest else self.handoff.pull)(source)
             case msg.Farewell(known, fit_only, rank):
                 self._engine.goodbye(known=known, fit_only=fit_only, rank=rank)
             case msg.Enter(role, reason):
@@ -180,7 +180,7 @@ class Daemon:
         if not place:
             self._events.appendleft(msg.NotStarted(run))
             return False
-        self._plane.interface, self._handoff.here = place.interface, place.source
+        self._plane.interface, self.handoff.here = place.interface, place.source
         self._presence.attach(place)
         try:
             self._announcer.attach(place.interface)
@@ -258,6 +258,6 @@ class Daemon:
                 ends.callback(self.replication.close)  # once all else is done: copied deletions would cut connections
             for end in (self._plane.end, self._announcer.detach, self._engine.close):
                 ends.callback(end)
-            ends.callback(self._handoff.close)
+            ends.callback(self.handoff.close)
             ends.callback(self._presence.close)
             self._watch.close()

@@ -66,7 +66,7 @@ def serve(config: Config) -> None:
                 locks.enter_context(lock.take(vip))
             candidacy = _candidacy(config, host)
             plane, reporter = _build(config, host, candidacy, loop, daemon)
-            names.changed = partial(_retarget, given, plane, reporter.record)
+            names.changed = partial(_retarget, given, daemon, plane, reporter.record)
             reporter.record.names = names.known
             if config.metrics:
                 _serve_metrics(config.metrics, reporter.record)
@@ -100,11 +100,15 @@ def _wait(loop: Loop, names: Names, daemon: Daemon) -> bool:
     return not daemon.is_stopping
 
 
-def _retarget(given: Config, plane: Plane, record: Record, addresses: Mapping[str, IPv4Address]) -> None:
+def _retarget(
+    given: Config, daemon: Daemon, plane: Plane, record: Record, addresses: Mapping[str, IPv4Address]
+) -> None:
     """Have names lead to other addresses; raises SettingsError if these cannot be."""
-    config, ruleset = given.at(addresses), plane.ruleset
+    config = given.at(addresses)
     forwards = tuple(each.of(config.vip) for each in config.forwards)
-    plane.change(replace(ruleset.proxy, target=config.address, forwards=forwards))
+    proxy = replace(plane.ruleset.proxy, target=config.address, forwards=forwards)
+    plane.change(proxy)
+    daemon.handoff.also(proxy)
     record.target = config.address
 
 
@@ -128,8 +132,8 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
     if host.copying:
         home = conntrackd.Home(config.run_dir, config.vip)
         plane.copies = daemon.replication = Replication(loop, host.copying, home, reporter, lambda: rules.here is True)
-    elif config.address:
-        plane.copies = Bystander(config.address)
+    elif config.routes:
+        plane.copies = Bystander(config.targets)
     daemon.attach(
         Parts(
             engine=_engine(candidacy, loop, reporter, daemon.tell, partial(locate, config)),

@@ -156,7 +156,7 @@ def locate(config: Config, interfaces: tuple[interface.Interface, ...] = ()) -> 
 
 def copying(config: Config, interfaces: tuple[interface.Interface, ...]) -> conntrackd.Setup | None:
     """Find where connections are copied among these interfaces, None if they are not; raises HostError."""
-    if not config.sync or not config.address:
+    if not config.sync or not config.routes:
         return None
     own = {each.ip.ip: there.name for there in interfaces for each in there.addresses}
     listed = [each for each in config.sync_peers if each in own]
@@ -172,8 +172,8 @@ def copying(config: Config, interfaces: tuple[interface.Interface, ...]) -> conn
     addresses = [*(each for each in listed if own[each] == there.name), *there.primaries()]
     if not addresses:
         raise HostError(f"interface {there.name} has no IPv4 address, which conntrackd needs as its source")
-    channel = Channel(port=conntrackd.port(config.address), interface=there.name, peers=others)
-    return conntrackd.Setup(target=config.address, channel=channel, source=addresses[0], unicast=unicast)
+    channel = Channel(port=conntrackd.port(config.targets[0]), interface=there.name, peers=others)
+    return conntrackd.Setup(target=config.targets[0], channel=channel, source=addresses[0], unicast=unicast)
 
 
 def way(config: Config) -> Way:

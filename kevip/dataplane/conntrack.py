@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from math import inf
@@ -145,13 +145,13 @@ def forget_untranslated(vips: Sequence[IPv4Address]) -> None:
             _delete(("--orig-dst", str(vip), "--reply-src", str(vip)), monotonic() + PATIENCE)
 
 
-def _networks(vips: Sequence[IPv4Address]) -> list[str]:
+def networks(vips: Iterable[IPv4Address]) -> list[str]:
     """Return VIPs as a few networks: each question goes through the whole table."""
     return [str(each).removesuffix("/32") for each in collapse_addresses(map(IPv4Network, vips))]
 
 
 def _which(vips: Sequence[IPv4Address], rewritten: bool) -> list[tuple[str, str]]:
-    return [("--orig-zone", str(zone(vips[0])))] if rewritten else [("--orig-dst", each) for each in _networks(vips)]
+    return [("--orig-zone", str(zone(vips[0])))] if rewritten else [("--orig-dst", each) for each in networks(vips)]
 
 
 def forget(vips: Sequence[IPv4Address], *, rewritten: bool = False) -> int:

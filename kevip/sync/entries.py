@@ -9,13 +9,14 @@ and a pod that answers; with ports the source is the VIP, without them it is the
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import collapse_addresses
+from ipaddress import IPv4Address, collapse_addresses
 from socket import inet_aton
 from time import monotonic
+from typing import NamedTuple
 
 from kevip.dataplane import conntrack
 from kevip.dataplane.rewrite import zone
-from kevip.dataplane.rules import Proxy
+from kevip.dataplane.rules import Ports, Proxy
 from kevip.errors import HostError
 from kevip.host import command
 
@@ -45,10 +46,24 @@ class Entries:
     """
 
     def __init__(self, proxies: Iterable[Proxy], rewrites: Callable[[], bool] = lambda: False) -> None:
-        served = [each for each in proxies if each.target]
-        self._proxies = {_text(each.vip): (_text(each.target), _text(zone(each.vip))) for each in served}
-        self._access = {_text(each.vip): _Access(each) for each in served}
+        self._routes: dict[bytes, list[_Route]] = {}  # by VIP
+        self._zones: dict[bytes, tuple[bytes, bytes]] = {}  # by the VIP of a single target: that, and the zone
+        self._access: dict[bytes, _Access] = {}
         self._rewrites = rewrites
+        for each in proxies:
+            self.also(each)
+
+    def also(self, proxy: Proxy) -> None:
+        """Take those of a proxy, too: of one whose targets have other addresses now, say."""
+        access = _Access(proxy)
+        for each in proxy.routes:
+            vip = _text(each.vip)
+            route = _Route(_text(each.target), _text(proxy.source or each.vip), each.ports, _text(each.port or ""))
+            routes = self._routes.setdefault(vip, [])
+            routes += [route] if route not in routes else []
+            self._access[vip] = access
+        if proxy.target and not proxy.forwards:
+            self._zones[_text(proxy.vip)] = _text(proxy.target), _text(zone(proxy.vip))
 
     def own(self, lines: bytes) -> bytes:
         """Return the lines of the group's connections, as they were saved."""
@@ -64,25 +79,24 @@ class Entries:
 
     def _found(self, lines: bytes) -> Iterator[re.Match[bytes]]:
         for found in _LINE.finditer(lines):
-            vip = found["vip"]
+            vip = found["vip"] if found["zone"] else found["to"]
             # What comes from a VIP is of the leaving host's own processes, and of no use elsewhere.
-            if self._is_ours(found) and found["source"] not in self._proxies and self._access[vip].allows(found):
+            if self._is_ours(found) and found["source"] not in self._routes and self._access[vip].allows(found):
                 yield found
 
     def _is_ours(self, found: re.Match[bytes]) -> bool:
         """Whether a connection is of a VIP, which we have translated, or others for us."""
-        to, number = self._proxies.get(found["vip"], (b"", b""))
         if found["zone"]:
-            return (found["zone"], found["to"]) == (number, to)
-        return (found["to"], found["from"], found["answers"]) == (found["vip"], to, found["dport"])
+            return self._zones.get(found["vip"]) == (found["to"], found["zone"])
+        return any(each.leads(found) for each in self._routes.get(found["to"], ()))
 
     def _dumps(self) -> Iterator[list[str]]:
         """Yield the command lines that save the connections which may be the group's."""
-        ways = [("--orig-dst", vip) for vip in self._proxies]
+        ways = [("--orig-dst", each) for each in conntrack.networks(IPv4Address(vip.decode()) for vip in self._routes)]
         if self._rewrites():
-            ways += [("--orig-zone", number) for _, number in self._proxies.values()]
+            ways += [("--orig-zone", number.decode()) for _, number in self._zones.values()]
         for condition, value in ways:
-            yield ["conntrack", "--dump", "--family", "ipv4", condition, value.decode(), "--output", "save"]
+            yield ["conntrack", "--dump", "--family", "ipv4", condition, value, "--output", "save"]
 
     def dump(self, size: int) -> Iterator[bytes]:
         """Yield the lines of the group's connections here, some ``size`` bytes at a time; raises CommandError."""
@@ -106,6 +120,23 @@ class Entries:
 
 def _directions(text: str) -> Iterator[tuple[object, ...]]:
     return ((at, *found) for at, pattern in enumerate(_DIRECTIONS) for found in pattern.findall(text))
+
+
+class _Route(NamedTuple):
+    """Where a forward leads to: the target, what that sees, which ports go there, and to which one, if to another."""
+
+    target: bytes
+    source: bytes
+    ports: Ports | None
+    port: bytes
+
+    def leads(self, found: re.Match[bytes]) -> bool:
+        """Whether a connection went that way."""
+        if (found["from"], found["vip"], found["answers"]) != (self.target, self.source, self.port or found["dport"]):
+            return False
+        protocol, used = "tcp" if found["tcp"] else "udp", int(found["dport"])
+        ports = self.ports
+        return not ports or (ports.protocol == protocol and ports.first <= used <= ports.last)
 
 
 class _Access:

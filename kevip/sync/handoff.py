@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 
+from kevip.dataplane.rules import Proxy
 from kevip.election.engine import Tell, Teller
 from kevip.errors import HostError
 from kevip.host.beside import Beside, Job
@@ -45,6 +46,11 @@ class Handoff:
         self._offer: Offer | None = None
         self._ahead: dict[IPv4Address, Pulled] = {}
         self._due: list[IPv4Address] = []
+
+    def also(self, proxy: Proxy) -> None:
+        """Hand on the connections of a proxy, too, whose targets have other addresses now."""
+        if self._group:
+            self._group.entries.also(proxy)
 
     def offer(self) -> None:
         """Let who knows the password fetch what is tracked here, from now on."""

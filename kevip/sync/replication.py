@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -91,15 +91,18 @@ class _Child:
 
 
 class Bystander:
-    """A kevip without conntrackd, beside another one of this host that may copy connections to the same TARGET."""
+    """A kevip without conntrackd, beside others of this host that may copy connections to the same targets."""
 
-    def __init__(self, target: IPv4Address) -> None:
-        self._target = target
+    def __init__(self, targets: Sequence[IPv4Address]) -> None:
+        self._targets = targets
 
     def _say(self, *what: str) -> None:
         """Ask conntrackd for something; raises KevipError if one runs and does not do it."""
-        if not (other := lock.find_copying(self._target)):
-            return
+        for target in self._targets:
+            if other := lock.find_copying(target):
+                self._ask_other(other, *what)
+
+    def _ask_other(self, other: socket.socket, *what: str) -> None:
         with other:
             other.settimeout(_PASSED_ON)
             try:
@@ -135,7 +138,7 @@ class Replication(Bystander):
 
     def __init__(self, loop: Loop, setup: Setup, home: Home, teller: Teller, is_safe: Callable[[], bool]) -> None:
         self._loop, self._beside = loop, Beside(loop)
-        super().__init__(setup.target)
+        super().__init__([setup.target])
         self._setup, self._home, self._is_safe = setup, home, is_safe
         self._teller, self._log = teller, teller.log
         self._child: _Child | None = None
@@ -164,7 +167,7 @@ class Replication(Bystander):
 
     def _may_run(self) -> bool:
         """Whether no other kevip runs one for this TARGET."""
-        if not self._lock and (mine := lock.take_copying(self._target)):
+        if not self._lock and (mine := lock.take_copying(self._setup.target)):
             self._lock = mine
             self._loop.watch(mine, partial(self._serve, mine))
         self._become(running=False, elsewhere=not self._lock)

@@ -2,9 +2,10 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from ipaddress import IPv4Address
+from typing import Self
 
 import pytest
 from lab.network import DATAPLANES, TARGET, VIP, Namespace, Network, eventually
@@ -78,6 +79,45 @@ def test_targets_see_one_of_the_vips_for_all(targets: Network, start: Start) -> 
     start(targets.nodes[0], forward=FORWARDS, source=VIP2).master()
     found = {fate(tcp_source if kind == "tcp" else udp_source, targets, vip, port) for vip, port, kind in ROUTES}
     assert found == {VIP2}
+
+
+@pytest.mark.parametrize("source", [None, VIP2])
+@on_each_engine
+def test_silent_connections_of_each_forward_outlive_a_planned_move(
+    targets: Network, start: Start, source: str | None
+) -> None:
+    settings = {"forward": FORWARDS, **({"source": source} if source else {})}
+    replicas = [start(node, **settings) for node in targets.nodes[:2]]
+    leaver = next(each for each in replicas if each.node == targets.settled(among=targets.nodes[:2]))
+    with ExitStack() as connections:
+        silent = [connections.enter_context(Silent(targets, vip, port)) for vip, port, kind in ROUTES if kind == "tcp"]
+        assert leaver.stop()[0] == 0
+        targets.settled(among=[each.node for each in replicas if each is not leaver])
+        assert [each.hears() for each in silent] == [True] * len(silent)
+
+
+class Silent:
+    """A connection on which only the target speaks; a context manager."""
+
+    def __init__(self, network: Network, vip: str, port: int) -> None:
+        with network.client.entered():
+            self._connection = socket.create_connection((vip, port), 10)
+        self._connection.sendall(b"chat\n")
+
+    def hears(self) -> bool:
+        """Whether the target is still heard, what it said before aside."""
+        self._connection.settimeout(0)
+        with suppress(BlockingIOError):
+            while self._connection.recv(1 << 16):
+                pass
+        self._connection.settimeout(20)
+        return bool(self._connection.recv(1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
 
 def test_one_address_of_many_that_was_deleted_is_added_again(targets: Network, start: Start) -> None:

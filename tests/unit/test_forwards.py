@@ -125,6 +125,15 @@ def test_settings_that_do_not_fit_forwards_are_refused(settings: dict[str, Any],
     assert problems(":80=192.0.2.10", **settings) == [problem]
 
 
+@pytest.mark.parametrize(("target", "text", "problem"), [
+    (TARGET, "10.0.0.101=192.0.2.10", "copies connections to one target, and here are several"),
+    ("db.example", "10.0.0.101=db.example", "needs the address of a target, for conntrackd filters by it"),
+])  # fmt: skip
+def test_copies_are_of_one_target_that_is_known(target: object, text: str, problem: str) -> None:
+    [found] = problems(text, target=target, sync=True, sync_interface="eth1")
+    assert problem in found
+
+
 def test_a_target_is_needed_unless_a_forward_has_the_first_vip(tmp_path: Path) -> None:
     given = {"vip": VIP, "password": "secret"}
     with pytest.raises(SettingsError, match=r"--target \(TARGET\) is missing"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from kevip.core.messages import Event, Served
 from kevip.core.messages import Pulled as PulledEvent
-from kevip.dataplane.rules import Ports, Proxy
+from kevip.dataplane.rules import Forward, Ports, Proxy
 from kevip.errors import HostError
 from kevip.host import command
 from kevip.host.command import CommandError
@@ -654,3 +654,41 @@ def test_where_conntrack_fails_for_another_reason_it_is_told() -> None:
     other = TCP.replace(b"24048", b"24049").replace(b"64638", b"64639").decode()
     with side.opened(), mock.patch("kevip.host.command.run_now", return_value=other):
         assert side.pull().problem == "conntrack: exit status 1: Operation failed: Operation not supported"
+
+
+# Groups of several VIPs and targets
+
+
+OTHER, ELSEWHERE = IPv4Address("10.0.0.101"), IPv4Address("192.0.2.10")
+MAPPED = Forward(OTHER, ELSEWHERE, Ports("tcp", 443, 443), 8443)
+
+
+def line(vip: object, target: object, sees: object, port: int, answers: int) -> bytes:
+    """Return what is saved of a connection."""
+    return (
+        f"-A -t 431999 -u SEEN_REPLY,ASSURED -s 10.0.0.9 -d {vip} -g {target} -n {sees} -p tcp --sport 40000"
+        f" --dport {port} --reply-port-src {answers} --reply-port-dst 40000 --state ESTABLISHED\n"
+    ).encode()
+
+
+@pytest.mark.parametrize("source", [None, VIP])
+def test_connections_of_each_forward_are_known_by_where_they_lead(source: IPv4Address | None) -> None:
+    group = Entries([Proxy(vip=VIP, target=TARGET, forwards=(MAPPED,), source=source)])
+    ours = line(VIP, TARGET, VIP, 80, 80) + line(OTHER, ELSEWHERE, source or OTHER, 443, 8443)
+    others = (
+        line(OTHER, ELSEWHERE, source or OTHER, 80, 80)
+        + line(OTHER, ELSEWHERE, source or OTHER, 443, 443)
+        + line(OTHER, TARGET, source or OTHER, 443, 8443)
+        + line(VIP, ELSEWHERE, VIP, 80, 80)
+        + line(OTHER, ELSEWHERE, TARGET, 443, 8443)
+    )
+    assert group.own(ours + others) == ours
+    assert b"-g 192.0.2.10:8443 -n " in group.loadable(ours)[1]
+
+
+def test_connections_to_where_a_name_led_before_are_still_the_groups() -> None:
+    group = Entries([Proxy(vip=VIP, target=TARGET)])
+    now = line(VIP, ELSEWHERE, VIP, 80, 80)
+    assert group.own(now) == b""
+    group.also(Proxy(vip=VIP, target=ELSEWHERE))
+    assert group.own(now + line(VIP, TARGET, VIP, 80, 80)) == now + line(VIP, TARGET, VIP, 80, 80)
