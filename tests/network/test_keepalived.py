@@ -406,14 +406,14 @@ V2, V3 = "authentication {\n auth_type PASS\n auth_pass secret\n }", "version 3"
 def plain(
     node: Namespace, directory: Path, priority: int, interval: float, more: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run keepalived without kevip, with a configuration as its manual shows them."""
-    config = directory / "keepalived.conf"
+    """Run keepalived without kevip, with a configuration as its manual shows them; it takes part by then."""
+    config, said = directory / "keepalived.conf", directory / "said"
     config.write_text(PLAIN.format(priority=priority, interval=interval, more=more))
     argv = ["keepalived", f"--use-file={config}", "--dont-fork", "--vrrp", "--log-console", "--no-syslog"]
-    process = node.popen(
-        *argv, f"--pid={directory}/a", f"--vrrp_pid={directory}/b", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with said.open("w") as log:
+        process = node.popen(*argv, f"--pid={directory}/a", f"--vrrp_pid={directory}/b", stdout=log, stderr=log)
     try:
+        eventually(lambda: "Entering" in said.read_text(), what="plain keepalived is in the election")
         yield process
     finally:
         with suppress(ProcessLookupError):
@@ -440,7 +440,6 @@ def test_takes_over_from_plain_keepalived_and_the_other_way_round(
         kevip.master()
         assert heals(network) == kevip.node
     with plain(node, tmp_path, 100, *theirs):
-        time.sleep(4 * interval)
         assert network.holders() == [kevip.node]
         assert kevip.stop()[0] == 0
         assert network.settled() == node
