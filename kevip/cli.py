@@ -20,7 +20,7 @@ from kevip.dataplane import plane
 from kevip.dataplane.select import Dataplane, select
 from kevip.election.vrrpd import Home, VrrpVersion
 from kevip.errors import ExitStatus, HostError, KevipError, SettingsError
-from kevip.health.ask import parse_check
+from kevip.health.ask import parse_checks
 from kevip.host import kernel, lock
 from kevip.serve import serve
 from kevip.status import text
@@ -51,11 +51,8 @@ class _Switch(_Parsed, click.types.BoolParamType):
     """A switch that takes fewer spellings than click's, from its variable."""
 
 
-class _Forwards(_Parsed):
-    """Forwards, several in one value, and in several."""
-
-    def __init__(self) -> None:
-        super().__init__("forwards", forwards.parse_specs)
+class _Several(_Parsed):
+    """What may stand several times in one value, and in several."""
 
     def split_envvar_value(self, rv: str) -> list[str]:
         """Leave it whole: it may hold comments."""
@@ -63,7 +60,7 @@ class _Forwards(_Parsed):
 
 
 def _flattened(_context: click.Context, _param: click.Parameter, values: tuple[Any, ...]) -> Any:
-    """Return the forwards of all values, None without one, or what is wrong with them."""
+    """Return what all values hold, None without one, or what is wrong with them."""
     if bad := [each.problem for each in values if isinstance(each, Malformed)]:
         return Malformed("; ".join(bad))
     return tuple(spec for each in values for spec in each) or None
@@ -122,7 +119,7 @@ _TEXT = _Parsed("text", str)
 _PATH = _Parsed("path", _path)
 _NETWORKS = _Parsed("networks", settings.parse_list(settings.parse_network))
 _PORTS = _Parsed("ports", settings.parse_list(forwards.parse_ports))
-_CHECK = _Parsed("check", parse_check)
+_CHECK = _Several("check", parse_checks)
 _PEERS = _Parsed("addresses", settings.parse_list(forwards.parse_ipv4))
 _SOURCE = _Parsed("address", settings.parse_source)
 _COMMAND = _Parsed("command", settings.parse_command)
@@ -147,7 +144,7 @@ _SETTINGS = (
     ),
     _setting(
         "--forward",
-        _Forwards(),
+        _Several("forwards", forwards.parse_specs),
         "More of the group: [VIP][:PORT[-PORT]][/udp]=TARGET[:PORT], also several times.",
         "none",
         variable="FORWARDS",
@@ -179,8 +176,12 @@ _SETTINGS = (
     _setting(
         "--check",
         _CHECK,
-        "Ask TARGET, and let a peer take over if it does not answer: tcp:PORT, icmp, http[s]://HOST[:PORT]/PATH.",
+        "Ask TARGET, and let a peer take over if it does not answer: tcp:PORT, icmp, http[s]://HOST[:PORT]/PATH; with "
+        "VIP= before it, the target of that VIP. Also several times.",
+        multiple=True,
+        callback=_flattened,
     ),
+    _switch("--check-any", "Of several checks, one that succeeds is enough."),
     _number("--check-interval", "Seconds between questions.", "5"),
     _number("--check-fall", "Failures in a row after which TARGET is down.", "3"),
     _number("--check-rise", "Successes in a row after which it is up again.", "2"),

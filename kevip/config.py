@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
@@ -19,7 +19,7 @@ from kevip.election.carp import UNFIT
 from kevip.election.vrrpd import MOST_DEAD, RANKS, VrrpVersion, default_interval, version
 from kevip.errors import SettingsError
 from kevip.forwards import Spec
-from kevip.health.ask import Check
+from kevip.health.ask import Asked
 
 _Value = TypeVar("_Value")
 
@@ -49,7 +49,7 @@ _PROXYING = (
     "ports",
     "sync",
 )  # what means nothing if the VIP is only held
-_PAIR = 2  # hosts that a protocol for one peer is enough for
+_PAIR = 2
 # What differs from host to host, or may; and what no replica could hear of another if it were not the same.
 _OWN = {
     "vip", "vip_id", "password", "interface", "priority", "advskew", "dataplane", "metrics", "run_dir", "log_format",
@@ -98,7 +98,8 @@ class Config:
     hold_only: bool = False
     allow_from: tuple[IPv4Network, ...] = ()
     ports: tuple[Ports, ...] = ()
-    check: Check | None = None
+    check: tuple[Asked, ...] = ()
+    check_any: bool = False
     check_interval: int = 5  # seconds
     check_fall: int = 3  # results in a row
     check_rise: int = 2
@@ -341,8 +342,8 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_forwards(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is wrong with the forwards, by their numbers, and with what targets see."""
-    vip, specs, source = values.get("vip"), values.get("forwards") or (), values.get("source")
+    """Say what is wrong with the forwards, by their numbers."""
+    vip, specs = values.get("vip"), values.get("forwards") or ()
     if not vip:
         return
     named = [(f"{label('target')} {each}", Spec(each, vip)) for each in [values.get("target")] if each and specs]
@@ -352,7 +353,16 @@ def _of_forwards(values: Mapping[str, Any]) -> Iterator[str]:
             if address and (kind := _unusable(address)):
                 yield f"{named[-1][0]}: {what} {address} is {kind}"
     yield from forwards.problems(named, values.get("ports") or ())
-    if source and source not in {vip, *(each.vip for _, each in named)}:
+    yield from _of_vips(values, {vip, *(each.vip for _, each in named)})
+
+
+def _of_vips(values: Mapping[str, Any], vips: Collection[object]) -> Iterator[str]:
+    """Say what is about a VIP that the group does not have."""
+    source = values.get("source")
+    for each in values.get("check") or ():
+        if each.vip and each.vip not in vips:
+            yield f"{label('check')}: {each}: {each.vip} is no VIP of this group"
+    if source and source not in vips:
         yield f"{label('source')}: {source} is no VIP of this group: set it to one, or to own"
     if source and values.get("global_masquerade"):
         yield f"{label('source')} and {label('global_masquerade')} contradict each other: leave one of them out"
@@ -366,8 +376,8 @@ def _unusable(address: IPv4Address | str) -> str | None:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say what contradicts holding the VIP only or is missing where it is not, and what contradicts a check."""
-    check, skew, held = values.get("check"), values.get("advskew") or 0, values.get("hold_only")
+    """Say what contradicts holding the VIP only or is missing where it is not, and what means nothing."""
+    held = values.get("hold_only")
     if not held and "target" in values and not values["target"] and not _covered(values):
         yield _NO_TARGET
     for name in _PROXYING:
@@ -375,9 +385,18 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{label('hold_only')} and {label(name)} contradict each other: leave one of them out"
     if values.get("preempt_delay") and not values.get("preempt"):
         yield f"{label('preempt_delay')} means nothing without {label('preempt')}"
-    if held and check and check.kind != "http":
-        yield f"{label('check')}: {check} asks TARGET, and {label('hold_only')} has none: use http[s]://HOST:PORT/PATH"
-    if check and skew >= UNFIT:  # a check adds to the skew of a host that should come last
+    yield from _of_checks(values)
+
+
+def _of_checks(values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what contradicts a check."""
+    checks, skew = values.get("check") or (), values.get("advskew") or 0
+    for each in checks if values.get("hold_only") else ():
+        if each.check.kind != "http":
+            yield f"{label('check')}: {each} asks TARGET, and {label('hold_only')} has none: use http[s]://HOST:PORT/PATH"
+    if values.get("check_any") and len(checks) < _PAIR:
+        yield f"{label('check_any')} means nothing without several of {label('check')}"
+    if checks and skew >= UNFIT:  # a check adds to the skew of a host that should come last
         yield f"{label('advskew')}: with {label('check')}, {skew} is too much: set one below {UNFIT}"
 
 

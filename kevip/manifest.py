@@ -185,7 +185,8 @@ def _capabilities(settings: Mapping[str, Any]) -> list[str]:
 def _variable(name: str, value: Any) -> Object:
     if isinstance(value, bool):
         value = str(value).lower()
-    return {"name": name.upper(), "value": ",".join(map(str, value)) if isinstance(value, tuple) else str(value)}
+    between = " " if name == "check" else ","  # a URL may hold commas
+    return {"name": name.upper(), "value": between.join(map(str, value)) if isinstance(value, tuple) else str(value)}
 
 
 def _probe(question: str, *, period: int) -> Object:

@@ -23,7 +23,7 @@ from kevip.election.engine import Engine, Tell
 from kevip.election.keepalived import KeepalivedEngine
 from kevip.election.standing import UcarpEngine
 from kevip.errors import HostError, KevipError
-from kevip.health.ask import Answer, ask
+from kevip.health.ask import Answer, Asked, ask, ask_all, together
 from kevip.health.prober import PATIENCE, Judge, Prober
 from kevip.health.watch import Watch
 from kevip.host import kernel, kubernetes, lock, route, systemd
@@ -147,7 +147,7 @@ def _build(config: Config, host: Host, candidacy: Candidacy, loop: Loop, daemon:
                 judge=Judge(fall=config.check_fall, rise=config.check_rise),
                 prober=_prober(config, rules),
                 vip=config.vip if config.routes else None,
-                unrouted=partial(_unrouted, route.Routes(), rules) if config.routes else None,
+                unrouted=partial(_unrouted, route.Routes(), rules, config) if config.routes else None,
             ),
             presence=_presence(config, candidacy, key, loop, reporter),
             reporter=reporter,
@@ -172,7 +172,7 @@ def _record(config: Config, host: Host, candidacy: Candidacy, now: float) -> Rec
         started=now,
         turned=now,
         since=now,
-        health=Health(check=str(config.check), since=now) if config.check else None,
+        health=Health(check=" ".join(map(str, config.check)), since=now) if config.check else None,
     )
 
 
@@ -224,21 +224,34 @@ def _candidacy(config: Config, host: Host) -> Candidacy:
     )  # fmt: skip
 
 
-def _unrouted(routes: route.Routes, rules: Ruleset) -> str:
-    return routes.problem(rules.targets)
+def _unrouted(routes: route.Routes, rules: Ruleset, config: Config) -> str:
+    return routes.problem(rules.targets, any_counts=config.check_any)
 
 
 def _prober(config: Config, rules: Ruleset) -> Prober | None:
-    """Return what asks TARGET: through the VIP while that is here, where our rules make clients' packets TARGET's."""
-    if not (check := config.check):
+    """Return what asks the targets."""
+    if not config.check:
         return None
     patience = min(float(config.check_interval), PATIENCE)
 
     def question(source: IPv4Address | None) -> Answer:
-        through = source and rules.rewrites and check.kind == "tcp" and rules.proxy.serves(check.port)
-        return ask(check, config.vip if through else next(iter(rules.targets), None), patience, source)
+        questions = [partial(_ask, each, rules, config.vip, source, patience) for each in config.check]
+        answers = ask_all(questions, patience) if len(questions) > 1 else [questions[0]()]
+        return together(config.check, answers, any_counts=config.check_any)
 
     return Prober(question, interval=config.check_interval)
+
+
+def _ask(asked: Asked, rules: Ruleset, first: IPv4Address, held: IPv4Address | None, patience: float) -> Answer:
+    """Ask a target: through the VIP while that is held, where our rules make clients' packets TARGET's."""
+    check, vip = asked.check, asked.vip or first
+    way = rules.proxy.route(vip, check.port)
+    if held and rules.rewrites and check.kind == "tcp" and rules.proxy.serves(check.port):
+        return ask(check, first, patience, held)
+    if not way and check.kind != "http":
+        return Answer(problem="it is not proxied")
+    check = replace(check, port=way.port) if way and way.port and check.kind == "tcp" else check
+    return ask(check, way.target if way else None, patience, held and (rules.proxy.source or vip))
 
 
 def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -14,6 +15,7 @@ from kevip.config import Config
 from kevip.dataplane import conntrack
 from kevip.dataplane.backend import Backend
 from kevip.dataplane.lease import leases
+from kevip.dataplane.rules import Proxy
 from kevip.dataplane.select import base_chains, installed, save_all
 from kevip.election.carp import Group, Interval
 from kevip.election.ucarp import key
@@ -71,8 +73,7 @@ def _diagnose(config: Config, seconds: float | None) -> Iterator[Finding]:
     else:
         yield from _told(fitness, "service", "no TARGET: with --hold-only, something else on this host serves the VIP")
         yield from _attempt("served", _served(config.vip, fitness))
-        if config.check:
-            yield _answer(config.check, None)
+        yield from (_answer(each.check, None) for each in config.check)
 
 
 def _resolved(name: str, addresses: dict[str, IPv4Address]) -> Iterator[Finding]:
@@ -209,13 +210,28 @@ def _proxy(config: Config, fitness: Fitness) -> Iterator[Finding]:
         on = kernel.redirecting(place.interface)
         yield from () if kernel.may_redirect(on) else (traffic.redirects(place.interface),)
     if "capabilities" not in fitness.problems:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            yield from pool.map(partial(_answer, config.check), config.targets)
+        yield from _answers(config)
     if fitness.backend:
         yield from _rules(config, fitness, fitness.backend[0])
     yield traffic.loose(picks_up=conntrack.picks_up_connections())
     yield traffic.fill(conntrack.fill())
     yield traffic.sources(config.allow_from, config.vip)
+
+
+def _answers(config: Config) -> Iterator[Finding]:
+    """Ask each target as the settings say, else all of them by a ping."""
+    proxy = Proxy(
+        vip=config.vip, target=config.address, forwards=tuple(each.of(config.vip) for each in config.forwards)
+    )
+    asked = list[tuple[Check | None, IPv4Address | None]]()
+    for each in config.check:
+        way, check = proxy.route(each.vip or config.vip, each.check.port), each.check
+        check = replace(check, port=way.port) if way and way.port and check.kind == "tcp" else check
+        asked.append((check, way.target if way else None))
+    if not asked:
+        asked += [(None, target) for target in config.targets]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(lambda each: _answer(*each), asked)
 
 
 def _answer(check: Check | None, address: IPv4Address | None) -> Finding:

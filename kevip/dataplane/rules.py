@@ -82,6 +82,10 @@ class Ports:
     first: int
     last: int
 
+    def has(self, protocol: str, port: int) -> bool:
+        """Whether a port is one of these."""
+        return self.protocol == protocol and self.first <= port <= self.last
+
     def __str__(self) -> str:
         numbers = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return numbers if self.protocol == "tcp" else f"{numbers}/{self.protocol}"
@@ -200,6 +204,13 @@ class Proxy:
     def allows_itself(self) -> bool:
         """Whether processes of this host may use the VIP; what they then send is not seen by the guard."""
         return not self.allow_from or any(self.here in network for network in self.allow_from if self.here)
+
+    def route(self, vip: IPv4Address, port: int) -> Forward | None:
+        """Return how a TCP port of a VIP goes, or what goes of it at all, for port 0."""
+        of_vip = [each for each in self.routes if each.vip == vip]
+        whole = [each for each in of_vip if not each.ports]
+        named = [each for each in of_vip if each.ports and each.ports.has("tcp", port)]
+        return next(iter(named + whole if port else whole + of_vip), None)
 
     def serves(self, port: int) -> bool:
         """Whether a process of this host that asks the VIP for a TCP port is proxied."""

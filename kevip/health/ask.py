@@ -4,11 +4,12 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from queue import Empty, SimpleQueue
+from threading import Thread
 from time import monotonic
 from typing import Literal
 from urllib.parse import urlsplit
@@ -32,6 +33,29 @@ class Check:
 
     def __str__(self) -> str:
         return {"tcp": f"tcp:{self.port}", "icmp": "icmp", "http": self.url}[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A check, and the VIP whose target it asks; without one, that is the group's first."""
+
+    check: Check
+    vip: IPv4Address | None = None
+
+    def __str__(self) -> str:
+        return f"{self.vip}={self.check}" if self.vip else str(self.check)
+
+
+def parse_checks(text: str) -> tuple[Asked, ...]:
+    """Parse ``[VIP=]CHECK``, of which there may be several, separated by spaces; raises ValueError."""
+    return tuple(dict.fromkeys(_parse(word) for word in filter(None, text.split(" ")))) or (_parse(text),)
+
+
+def _parse(word: str) -> Asked:
+    vip, equals, check = word.partition("=")
+    if equals and re.fullmatch(r"[0-9.]+", vip):
+        return Asked(parse_check(check), IPv4Address(vip))
+    return Asked(parse_check(word))
 
 
 def parse_check(text: str) -> Check:
@@ -129,6 +153,28 @@ def _echo(target: str, here: _Place, deadline: float) -> None:
             raw.settimeout(_left(deadline))
             answer = raw.recv(2048)
             body = answer[(answer[0] & 0xF) * 4 :]
+
+
+def ask_all(questions: Sequence[Callable[[], Answer]], seconds: float) -> list[Answer]:
+    """Ask several at once, each in a thread, and return their answers, or that there was none in so many seconds."""
+    answers = [UNANSWERED] * len(questions)
+    done: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
+    for number, question in enumerate(questions):
+        Thread(target=lambda at=number, question=question: done.put((at, question())), daemon=True).start()
+    end = monotonic() + seconds
+    with suppress(Empty):
+        for _ in questions:
+            number, answer = done.get(timeout=max(end - monotonic(), 0))
+            answers[number] = answer
+    return answers
+
+
+def together(asked: Sequence[Asked], answers: Sequence[Answer], *, any_counts: bool) -> Answer:
+    """Return what answers come to: the worst of them, or with ``any_counts`` the best."""
+    bad = [f"{each}: {answer.problem}" for each, answer in zip(asked, answers, strict=True) if answer.problem]
+    if bad and not (any_counts and len(bad) < len(answers)):
+        return Answer(problem=bad[0].partition(": ")[2] if len(answers) == 1 else "; ".join(bad))
+    return Answer(seconds=max(each.seconds for each in answers if not each.problem))
 
 
 class Asker:

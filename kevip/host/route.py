@@ -84,8 +84,8 @@ class Routes:
         self._next = 0
         self._lost: dict[IPv4Address, str] = {}
 
-    def problem(self, targets: Sequence[IPv4Address]) -> str:
-        """Say to which of them there is no route, as far as that was looked at; "" if there is to all."""
+    def problem(self, targets: Sequence[IPv4Address], *, any_counts: bool = False) -> str:
+        """Say to which of them there is no route, as far as that was looked at; "" if there is to all, or to any."""
         turn = range(self._next, self._next + min(_AT_ONCE, len(targets)))
         self._next = turn.stop % len(targets)
         some = [targets[each % len(targets)] for each in turn]
@@ -93,7 +93,8 @@ class Routes:
             self._lost.pop(each, None)
             if text := problem(each):
                 self._lost[each] = text
-        return next((text for each, text in self._lost.items() if each in targets), "")
+        lost = [text for each, text in self._lost.items() if each in targets]
+        return lost[0] if lost and not (any_counts and len(lost) < len(targets)) else ""
 
 
 def default_interfaces() -> set[str]:

@@ -1,6 +1,7 @@
 """A group of several VIPs and targets, taken and left as one: real TCP and UDP through every form of a forward."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -150,6 +151,25 @@ def test_two_groups_cannot_both_have_a_vip(targets: Network, start: Start) -> No
     start(targets.nodes[0], forward=FORWARDS).ready()
     refused = invoke(targets.nodes[0], f"--vip={VIP2}", f"--target={TARGET2}", env={"PASSWORD": PASSWORD})
     assert (refused.returncode, f"serves VIP {VIP2} on this host already" in refused.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("any_counts", [False, True])
+def test_the_target_of_each_vip_is_asked(targets: Network, start: Start, *, any_counts: bool) -> None:
+    settings: dict[str, object] = {"check": f"tcp:{PORT} {VIP2}=tcp:7001 {VIP3}=tcp:7443", "check_interval": 1}
+    settings |= {"check_any": True} if any_counts else {}
+    replicas = [start(node, forward=FORWARDS, **settings).ready() for node in targets.nodes[:2]]
+    master = targets.settled(among=targets.nodes[:2])
+    [first] = [each for each in replicas if each.node == master]
+    eventually(lambda: first.state()["health"]["round_trip_ms"], what="it is up")
+    master.iptables("-A", "OUTPUT", "-d", TARGET3, "-j", "DROP")
+    if any_counts:
+        for _ in range(80):
+            assert first.state()["health"]["up"]
+            time.sleep(0.1)
+        master.iptables("-A", "OUTPUT", "-p", "tcp", "-j", "DROP")
+    problem = first.logged("target.down")["problem"]
+    assert (f"{VIP3}=tcp:7443: no answer in time" in problem, f"{VIP2}=" in problem) == (True, any_counts)
+    assert targets.settled(among=[each for each in targets.nodes[:2] if each != master]) != master
 
 
 def has_all(host: Namespace, vips: list[str]) -> bool:

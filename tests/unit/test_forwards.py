@@ -3,6 +3,7 @@
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from kevip.dataplane.nftables import Nftables
 from kevip.dataplane.rules import Forward, Ports, Proxy
 from kevip.errors import SettingsError
 from kevip.forwards import Spec, parse_spec, parse_specs
+from kevip.health.ask import UNANSWERED, Answer, ask_all, parse_checks, together
 
 VIP, VIP2, VIP3 = map(IPv4Address, ("10.0.0.100", "10.0.0.101", "10.0.0.102"))
 TARGET, TARGET2 = map(IPv4Address, ("192.0.2.9", "192.0.2.10"))
@@ -149,6 +151,63 @@ def test_a_target_is_needed_unless_a_forward_has_the_first_vip(tmp_path: Path) -
     file.write_text("x\n:80=192.0.2.9\ny")
     with pytest.raises(SettingsError, match=r"'x' is no forward.*'y' is no forward"):
         load(given | {"forwards_file": file})
+
+
+# Checks
+
+
+def test_checks_are_of_a_vip_each_and_written_as_they_are_read() -> None:
+    text = "tcp:443 10.0.0.101=tcp:5432 10.0.0.102=http://10.0.0.102/?a=b,c icmp"
+    found = parse_checks(text)
+    assert [each.vip for each in found] == [None, VIP2, VIP3, None]
+    assert " ".join(map(str, found)) == text
+    assert parse_checks("icmp  icmp") == parse_checks("icmp")
+
+
+@pytest.mark.parametrize("text", ["10.0.0.101=", "10.0.0=icmp", "10.0.0.101=tcp", "vip=icmp", "icmp 10.0.0.101", " "])
+def test_checks_that_are_malformed_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is none of|Expected 4 octets"):
+        parse_checks(text)
+
+
+@pytest.mark.parametrize(("settings", "problem"), [
+    ({"check": parse_checks("10.0.0.109=icmp")},
+     "--check (CHECK): 10.0.0.109=icmp: 10.0.0.109 is no VIP of this group"),
+    ({"check": parse_checks("icmp"), "check_any": True},
+     "--check-any (CHECK_ANY) means nothing without several of --check (CHECK)"),
+])  # fmt: skip
+def test_checks_that_do_not_fit_the_group_are_refused(settings: dict[str, Any], problem: str) -> None:
+    assert problems("10.0.0.101=192.0.2.10", **settings) == [problem]
+
+
+def test_a_check_asks_where_its_port_leads() -> None:
+    ways = [(VIP, 80), (VIP, 0), (VIP2, 5432), (VIP3, 443), (VIP3, 80), (VIP3, 0)]
+    found = [GROUP.route(*each) for each in ways]
+    assert [str(each) for each in found] == [
+        "10.0.0.100=192.0.2.9", "10.0.0.100=192.0.2.9", "10.0.0.101=192.0.2.10",
+        "10.0.0.102:443=192.0.2.10:8443", "None", "10.0.0.102:443=192.0.2.10:8443",
+    ]  # fmt: skip
+
+
+def test_the_worst_answer_counts_or_any() -> None:
+    asked, good, bad = parse_checks("icmp 10.0.0.101=icmp"), Answer(seconds=0.1), Answer(problem="refused")
+    assert together(asked, [good, good], any_counts=False) == good
+    assert together(asked, [good, bad], any_counts=False).problem == "10.0.0.101=icmp: refused"
+    assert together(asked, [good, bad], any_counts=True) == good
+    assert together(asked, [bad, bad], any_counts=True).problem == "icmp: refused; 10.0.0.101=icmp: refused"
+    assert together(asked[:1], [bad], any_counts=False) == bad
+
+
+def test_several_are_asked_at_once_and_none_holds_up_the_others() -> None:
+    released = Event()
+
+    def hangs() -> Answer:
+        released.wait()
+        return Answer()
+
+    answers = ask_all([hangs, lambda: Answer(seconds=0.2), hangs], 0.3)
+    released.set()
+    assert answers == [UNANSWERED, Answer(seconds=0.2), UNANSWERED]
 
 
 # Rules

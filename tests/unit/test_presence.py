@@ -17,7 +17,7 @@ from sim.network import accepts
 from kevip.config import Config
 from kevip.core.messages import Role
 from kevip.election.packet import GROUP, PROTOCOL, wrap
-from kevip.health.ask import parse_check
+from kevip.health.ask import parse_checks
 from kevip.host.interface import Placement
 from kevip.host.wire import Instruction
 from kevip.presence import channel, presence
@@ -136,8 +136,9 @@ def test_a_setting_that_this_version_does_not_know_is_no_harm() -> None:
 OTHER: dict[str, Any] = {
     "target": IPv4Address("203.0.113.11"), "engine": "keepalived", "advert_interval": 2.0, "broadcast": True,
     "allow_from": ("x",), "ports": ("y",), "global_masquerade": True, "hold_only": True, "peers": (VIP + 1,),
-    "check": parse_check("icmp"), "check_interval": 6, "check_fall": 4, "check_rise": 3, "dead_ratio": 4,
-    "preempt": True, "forwards": ("z",), "source": VIP + 2, "expect": 3, "sync": True, "sync_peers": (VIP + 1,),
+    "check": parse_checks("icmp"), "check_any": True, "check_interval": 6, "check_fall": 4, "check_rise": 3,
+    "dead_ratio": 4, "preempt": True, "forwards": ("z",), "source": VIP + 2, "expect": 3, "sync": True,
+    "sync_peers": (VIP + 1,),
 }  # fmt: skip
 
 
