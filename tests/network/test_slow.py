@@ -34,7 +34,7 @@ def test_looks_at_rules_that_take_long_cost_no_engine_and_no_connect(
         assert len(replica.events("takeover.done")) == 1
         assert len(replica.events(f"{replica.engine}.exited")) == ends
         assert not replica.events("election.silent")
-    assert new.state()["rules"]
+    eventually(lambda: new.state()["rules"], within=60, what="a look came to its end")
 
 
 def test_a_takeover_that_takes_longer_than_a_look_is_due_finds_nothing_to_repair(
