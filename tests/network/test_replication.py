@@ -85,38 +85,41 @@ def conntrackd(replica: Replica) -> int:
 
 
 @on_each_engine
-@pytest.mark.parametrize("number", [2, 3])
-def test_a_crash_cuts_no_connection_on_which_the_client_is_silent(network: Network, start: Start, number: int) -> None:
-    replicas = several(network, start, number)
+@pytest.mark.parametrize(("number", "dataplane"), [(2, "nftables"), (2, "iptables-legacy"), (3, "iptables-nft")])
+def test_a_crash_cuts_no_connection_on_which_the_client_is_silent(
+    network: Network, start: Start, number: int, dataplane: str
+) -> None:
+    replicas = several(network, start, number, dataplane=dataplane)
     master = network.settled()
     others = [node for node in replicas if node != master]
-    with speaker(network) as speaks, Conversations(network.client, VIP, 50) as talk:
-        silent = silent_ones(speaks, network, 50)
-        known(others, 50)
+    with speaker(network) as speaks, Conversations(network.client, VIP, 100) as talk:
+        silent = silent_ones(speaks, network, 100)
+        known(others, 100)
         crash(network, replicas[master])
         network.settled(others)
         speaks.speak()
-        assert [hears(each) for each in silent] == [True] * 50
-        assert talk.survivors() == 50
+        assert [hears(each) for each in silent] == [True] * 100
+        assert talk.survivors() == 100
 
 
 @on_each_engine
+@pytest.mark.parametrize("dataplane", ["nftables", "iptables-nft"])
 @pytest.mark.parametrize("loses", ["the cable", "its daemon"])
-def test_no_other_loss_of_the_master_does_either(network: Network, start: Start, loses: str) -> None:
-    replicas = several(network, start)
+def test_no_other_loss_of_the_master_does_either(network: Network, start: Start, loses: str, dataplane: str) -> None:
+    replicas = several(network, start, dataplane=dataplane)
     master = network.settled()
     [heir] = set(replicas) - {master}
-    with speaker(network) as speaks, Conversations(network.client, VIP, 50) as talk:
-        silent = silent_ones(speaks, network, 50)
-        known([heir], 50)
+    with speaker(network) as speaks, Conversations(network.client, VIP, 100) as talk:
+        silent = silent_ones(speaks, network, 100)
+        known([heir], 100)
         if loses == "the cable":
             network.set_carrier(master, on=False)
         else:
             replicas[master].process.kill()
         network.settled([heir])
         speaks.speak()
-        assert [hears(each) for each in silent] == [True] * 50
-        assert talk.survivors() == 50
+        assert [hears(each) for each in silent] == [True] * 100
+        assert talk.survivors() == 100
 
 
 @on_each_engine
