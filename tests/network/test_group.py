@@ -144,7 +144,8 @@ def test_a_vip_of_the_group_that_another_host_has_too_is_told(targets: Network, 
     stranger.run("ip", "address", "add", f"{VIP3}/24", "dev", "eth0")
     said = replica.logged("address.duplicate", within=60)
     assert said["mac"] == f"{stranger.mac} ({VIP3})"
-    assert "answers ARP" in invoke(targets.nodes[0], "status", f"--run-dir={replica.run_dir}").stdout
+    status = partial(invoke, targets.nodes[0], "status", f"--run-dir={replica.run_dir}")
+    eventually(lambda: "answers ARP" in status().stdout, what="status says so")
 
 
 def test_two_groups_cannot_both_have_a_vip(targets: Network, start: Start) -> None:
