@@ -24,7 +24,7 @@ from kevip.health.ask import parse_checks
 from kevip.host import kernel, lock
 from kevip.serve import serve
 from kevip.status import text
-from kevip.status.runfile import StateFile, reported
+from kevip.status.runfile import StateFile, group_of, reported
 from kevip.sync import conntrackd
 
 _STDERR = 2
@@ -478,11 +478,12 @@ def _cleanup(**given: Any) -> None:
 
 
 def _place(given: Mapping[str, Any]) -> tuple[Any, Path]:
-    """Return the VIP, if any, and the run directory that a command was given; raises SettingsError."""
+    """Return the group's VIP, if any was given, and the run directory; raises SettingsError."""
     if problems := [value.problem for value in given.values() if isinstance(value, Malformed)]:
         raise SettingsError(*problems)
     log.configure(form="text", level="error")
-    return given["vip"], given["run_dir"] or settings.RUN_DIR
+    run_dir = given["run_dir"] or settings.RUN_DIR
+    return given["vip"] and group_of(run_dir, given["vip"]), run_dir
 
 
 def _open_standard_files() -> None:

@@ -108,6 +108,7 @@ def _retarget(
     forwards = tuple(each.of(config.vip) for each in config.forwards)
     proxy = replace(plane.ruleset.proxy, target=config.address, forwards=forwards)
     plane.change(proxy)
+    plane.copies = Bystander(config.targets)
     daemon.handoff.also(proxy)
     record.target = config.address
 

@@ -26,6 +26,12 @@ def reported(run_dir: Path) -> set[IPv4Address]:
     return found
 
 
+def group_of(run_dir: Path, vip: IPv4Address) -> IPv4Address:
+    """Return the first VIP of the group that has this one, by which its files are named; itself if none is known."""
+    found = (each for each in sorted(reported(run_dir)) if vip in StateFile(run_dir, each).vips())
+    return vip if vip in reported(run_dir) else next(found, vip)
+
+
 @dataclass(frozen=True, slots=True)
 class StateFile:
     """``VIP.json`` in the run directory, replaced as a whole at each change of role, and every few seconds."""

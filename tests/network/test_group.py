@@ -198,3 +198,19 @@ def test_two_hundred_and_fifty_vips_move_together(network: Network, start: Start
         replicas.remove(leaver)
         if replicas:
             assert not replicas[0].events("takeover.incomplete")
+
+
+def test_commands_take_any_vip_of_a_group(targets: Network, start: Start) -> None:
+    replicas = [start(node, forward=FORWARDS) for node in targets.nodes[:2]]
+    master = targets.settled(among=targets.nodes[:2])
+    [first] = [each for each in replicas if each.node == master]
+    place = f"--vip={VIP3}", f"--run-dir={first.run_dir}"
+    shown = eventually(
+        lambda: (found := invoke(master, "status", *place)).returncode == 0 and found, what="all is well"
+    )
+    assert shown.stdout.startswith(f"{VIP}\n")
+    moved = invoke(master, "move", *place)
+    assert (moved.returncode, "took over" in moved.stdout) == (0, True)
+    assert not any(master.has(vip) for vip in (VIP, VIP2, VIP3))
+    first.kill()
+    assert f"/{VIP}.json" in invoke(master, "cleanup", *place).stdout
