@@ -40,16 +40,9 @@ _OF_ENGINE = {
 }
 _PLAIN_PATH = re.compile(r"[\w./+:@-]+", re.ASCII)
 RUN_DIR = Path("/run/kevip")
-_PROXYING = (
-    "target",
-    "forwards",
-    "source",
-    "global_masquerade",
-    "allow_from",
-    "ports",
-    "sync",
-)  # what means nothing if the VIP is only held
-_PAIR = 2
+# What means nothing if the VIP is only held.
+_PROXYING = "target", "forwards", "source", "global_masquerade", "allow_from", "ports", "sync"
+_PAIR = 2  # of hosts, which have one peer each, or of checks
 # What differs from host to host, or may; and what no replica could hear of another if it were not the same.
 _OWN = {
     "vip", "vip_id", "password", "interface", "priority", "advskew", "dataplane", "metrics", "run_dir", "log_format",
@@ -357,15 +350,23 @@ def _of_forwards(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_vips(values: Mapping[str, Any], vips: Collection[object]) -> Iterator[str]:
-    """Say what is about a VIP that the group does not have."""
+    """Say what is about a VIP that the group does not have, or about a port of one that goes nowhere."""
     source = values.get("source")
     for each in values.get("check") or ():
         if each.vip and each.vip not in vips:
             yield f"{label('check')}: {each}: {each.vip} is no VIP of this group"
+        elif each.check.kind == "tcp" and not _leads(values, each.vip or values["vip"], each.check.port):
+            yield f"{label('check')}: {each}: that port of {each.vip or values['vip']} goes nowhere"
     if source and source not in vips:
         yield f"{label('source')}: {source} is no VIP of this group: set it to one, or to own"
     if source and values.get("global_masquerade"):
         yield f"{label('source')} and {label('global_masquerade')} contradict each other: leave one of them out"
+
+
+def _leads(values: Mapping[str, Any], vip: IPv4Address, port: int) -> bool:
+    """Whether a TCP port of a VIP goes somewhere."""
+    of_vip = [each for each in _all(values) if (each.vip or values["vip"]) == vip]
+    return not of_vip or any(not each.ports or each.ports.has("tcp", port) for each in of_vip)
 
 
 def _unusable(address: IPv4Address | str) -> str | None:

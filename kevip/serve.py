@@ -236,23 +236,19 @@ def _prober(config: Config, rules: Ruleset) -> Prober | None:
     patience = min(float(config.check_interval), PATIENCE)
 
     def question(source: IPv4Address | None) -> Answer:
-        questions = [partial(_ask, each, rules, config.vip, source, patience) for each in config.check]
+        questions = [partial(_ask, each, rules, source, patience) for each in config.check]
         answers = ask_all(questions, patience) if len(questions) > 1 else [questions[0]()]
         return together(config.check, answers, any_counts=config.check_any)
 
     return Prober(question, interval=config.check_interval)
 
 
-def _ask(asked: Asked, rules: Ruleset, first: IPv4Address, held: IPv4Address | None, patience: float) -> Answer:
+def _ask(asked: Asked, rules: Ruleset, held: IPv4Address | None, patience: float) -> Answer:
     """Ask a target: through the VIP while that is held, where our rules make clients' packets TARGET's."""
-    check, vip = asked.check, asked.vip or first
-    way = rules.proxy.route(vip, check.port)
+    check, target = asked.question(rules.proxy)
     if held and rules.rewrites and check.kind == "tcp" and rules.proxy.serves(check.port):
-        return ask(check, first, patience, held)
-    if not way and check.kind != "http":
-        return Answer(problem="it is not proxied")
-    check = replace(check, port=way.port) if way and way.port and check.kind == "tcp" else check
-    return ask(check, way.target if way else None, patience, held and (rules.proxy.source or vip))
+        return ask(check, rules.proxy.vip, patience, held)
+    return ask(check, target, patience, held and (rules.proxy.source or asked.vip or held))
 
 
 def _prepare(config: Config, host: Host, plane: Plane, reporter: Reporter) -> None:

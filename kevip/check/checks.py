@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -223,15 +222,9 @@ def _answers(config: Config) -> Iterator[Finding]:
     proxy = Proxy(
         vip=config.vip, target=config.address, forwards=tuple(each.of(config.vip) for each in config.forwards)
     )
-    asked = list[tuple[Check | None, IPv4Address | None]]()
-    for each in config.check:
-        way, check = proxy.route(each.vip or config.vip, each.check.port), each.check
-        check = replace(check, port=way.port) if way and way.port and check.kind == "tcp" else check
-        asked.append((check, way.target if way else None))
-    if not asked:
-        asked += [(None, target) for target in config.targets]
+    questions: list[tuple[Check | None, IPv4Address | None]] = [each.question(proxy) for each in config.check]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        yield from pool.map(lambda each: _answer(*each), asked)
+        yield from pool.map(lambda each: _answer(*each), questions or [(None, target) for target in config.targets])
 
 
 def _answer(check: Check | None, address: IPv4Address | None) -> Finding:

@@ -103,13 +103,6 @@ class Forward:
     ports: Ports | None = None
     port: int | None = None
 
-    def __str__(self) -> str:
-        of = ""
-        if self.ports:
-            numbers, _, protocol = str(self.ports).partition("/")
-            of = f":{numbers}{f'/{protocol}' if protocol else ''}"
-        return f"{self.vip}{of}={self.target}{f':{self.port}' if self.port else ''}"
-
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
@@ -214,8 +207,7 @@ class Proxy:
 
     def serves(self, port: int) -> bool:
         """Whether a process of this host that asks the VIP for a TCP port is proxied."""
-        listed = any(each.protocol == "tcp" and each.first <= port <= each.last for each in self.ports)
-        return self.allows_itself and (listed or not self.ports)
+        return self.allows_itself and (not self.ports or any(each.has("tcp", port) for each in self.ports))
 
     @property
     def sources(self) -> tuple[IPv4Network, ...]:

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Literal
 from urllib.parse import urlsplit
 
+from kevip.dataplane.rules import Proxy
 from kevip.election.packet import checksum
 
 _ECHO, _ECHO_REPLY = b"\x08\0", b"\0"  # ICMP: type and code of what is sent, the type of what comes back
@@ -44,6 +45,12 @@ class Asked:
 
     def __str__(self) -> str:
         return f"{self.vip}={self.check}" if self.vip else str(self.check)
+
+    def question(self, proxy: Proxy) -> tuple[Check, IPv4Address | None]:
+        """Return what is asked of which target: a port of the VIP may be another one there."""
+        way = proxy.route(self.vip or proxy.vip, self.check.port)
+        check = replace(self.check, port=way.port) if way and way.port and self.check.port else self.check
+        return check, way.target if way else None
 
 
 def parse_checks(text: str) -> tuple[Asked, ...]:

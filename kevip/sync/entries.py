@@ -134,9 +134,7 @@ class _Route(NamedTuple):
         """Whether a connection went that way."""
         if (found["from"], found["vip"], found["answers"]) != (self.target, self.source, self.port or found["dport"]):
             return False
-        protocol, used = "tcp" if found["tcp"] else "udp", int(found["dport"])
-        ports = self.ports
-        return not ports or (ports.protocol == protocol and ports.first <= used <= ports.last)
+        return not self.ports or self.ports.has("tcp" if found["tcp"] else "udp", int(found["dport"]))
 
 
 class _Access:
