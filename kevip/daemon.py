@@ -116,8 +116,8 @@ class Daemon:
                 if not self._apply(effect):
                     break  # what follows rests on it
         held, standby = self._plane.level is Level.HELD, self.instance.standby > self._loop.now()
-        record = self._reporter.record
-        self._presence.update(Now(record.role, record.since, held, self.instance.reached, standby))
+        record, copies = self._reporter.record, self.replication.state.is_well if self.replication else None
+        self._presence.update(Now(record.role, record.since, held, self.instance.reached, standby, copies))
         if self.control:
             self.control.follow(traits, self.instance, self._presence.names)
         self._loop.after(next_due(traits, self.instance) - self._loop.now(), self._due)

@@ -48,6 +48,7 @@ class Said:
     since: float = 0.0  # for how many seconds it has had that
     holds: bool = False  # the VIP
     target: bool | None = None  # whether it reaches TARGET, None if it does not know
+    copies: bool | None = None  # whether connections are copied there, None if they are not to be
     standby: bool = False
     stopped: bool = False  # it says no more
     settings: Mapping[str, str] = field(default_factory=dict)  # digests of what replicas should have alike, by name
@@ -127,6 +128,10 @@ def _switch(value: Any) -> bool:
     return value
 
 
+def _maybe(value: Any) -> bool | None:
+    return None if value is None else _switch(value)
+
+
 def _settings(value: Any) -> Mapping[str, str]:
     if len(value) > _MANY:
         raise ValueError(value)
@@ -143,7 +148,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "role": Role,
     "since": _number(float, _EVER),
     "holds": _switch,
-    "target": lambda value: None if value is None else _switch(value),
+    "target": _maybe,
+    "copies": _maybe,
     "standby": _switch,
     "stopped": _switch,
     "settings": _settings,

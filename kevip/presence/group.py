@@ -34,6 +34,7 @@ class Member:
     heard: Moment
     holds: bool = False
     target: bool | None = None
+    copies: bool | None = None
     standby: bool = False
     stopped: bool = False
     differs: list[str] = field(default_factory=list)  # the settings in which it is not as this host
@@ -89,8 +90,8 @@ class Group:
         both = self._settings.keys() & said.settings.keys()  # a replica of another version may have others
         return Member(
             name=said.name, version=said.version, engine=said.engine, rank=said.rank, role=said.role,
-            since=now - said.since, heard=now, holds=said.holds, target=said.target, standby=said.standby,
-            stopped=said.stopped,
+            since=now - said.since, heard=now, holds=said.holds, target=said.target, copies=said.copies,
+            standby=said.standby, stopped=said.stopped,
             differs=sorted(each for each in both if said.settings[each] != self._settings[each]),
         )  # fmt: skip
 

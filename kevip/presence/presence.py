@@ -24,13 +24,17 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What changes of a replica: its role and since when, whether it has the VIP, reaches TARGET, is in standby."""
+    """What changes of a replica: its role and since when, whether it has the VIP, reaches TARGET, is in standby.
+
+    ``copies`` is whether it copies connections, None if it is not to.
+    """
 
     role: Role = Role.INIT
     since: Moment = 0.0
     holds: bool = False
     target: bool | None = None
     standby: bool = False
+    copies: bool | None = None
 
 
 class Presence:
@@ -94,6 +98,7 @@ class Presence:
             since=round(max(self._loop.now() - now.since, 0.0), 1),
             holds=now.holds,
             target=now.target,
+            copies=now.copies,
             standby=now.standby,
             stopped=stopped,
         )

@@ -136,9 +136,7 @@ def _of_daemon(record: Record) -> Iterator[Metric]:
 
 
 def _of_sync(sync: Copies) -> Iterator[Metric]:
-    yield _gauge(
-        "sync_running", "Whether conntrackd runs, by this kevip or another one here.", sync.running or sync.elsewhere
-    )
+    yield _gauge("sync_running", "Whether conntrackd runs, by this kevip or another one here.", sync.is_well)
     yield _counter("sync_starts", "How often this kevip has started it.", sync.starts)
     yield _gauge("sync_connections", "Connections of this host that it copies to others.", sync.sent_on)
     yield _counter("sync_written", "Connections of others that it has written here since it runs.", sync.written)

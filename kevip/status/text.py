@@ -244,10 +244,11 @@ def _sync(facts: Facts, sync: Copies) -> str:
         return f"by another kevip of this host, which has the same target, for {since}"
     if not sync.running:
         return f"conntrackd does not run, for {since}"
+    resynced = duration(facts.age(sync.resynced))
     last = f", the last {duration(facts.age(sync.heard_last))} ago" if sync.heard else ""
     return (
         f"on {sync.interface} for {since}: {sync.sent_on} connections of this host copied, {sync.written} of others "
-        f"written here; {sync.heard} packets heard{last}"
+        f"written here; {sync.heard} packets heard{last}; compared with the kernel {resynced} ago"
     )
 
 

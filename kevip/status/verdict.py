@@ -89,7 +89,7 @@ def _of_role(facts: Facts, report: Record) -> Iterator[str]:
         yield from _of_others(facts, report)
     yield from _of_rules(facts, report)
     yield from _of_names(facts, report)
-    if (sync := report.sync) and not (sync.running or sync.elsewhere) and facts.age(sync.since) > _JOINING:
+    if (sync := report.sync) and not sync.is_well and facts.age(sync.since) > _JOINING:
         lost = "after a crash, connections would hang on which the client is silent"
         yield f"conntrackd does not run: {lost}: its log says why, at conntrackd.ended"
     if (health := report.health) and not health.up:
@@ -183,6 +183,10 @@ def _of_group(facts: Facts, report: Record) -> Iterator[str]:
             missing = ", ".join(each.name for source, each in report.members.items() if source not in heard)
             who = f"{missing} silent" if missing else "the others were never heard"
             yield f"{1 + len(heard)} of {report.expect} replicas are here: {who}: look there with kevip status"
+    lost = [each.name for each in heard.values() if each.copies is False and facts.age(each.since) > _JOINING]
+    if report.sync and lost:
+        where = f"{', '.join(lost)}, where conntrackd does not run"
+        yield f"connections are not copied to {where}: look there with kevip status"
     differ = [f"{', '.join(each.unlike)} on {each.name}" for each in heard.values() if each.unlike]
     if differ:
         yield f"settings differ: {'; '.join(differ)}: set them to the same on all hosts, and restart kevip there"

@@ -56,6 +56,11 @@ class Copies:
     heard_last: Moment  # when the last of them was noticed
     resynced: Moment  # when the kernel's table was last compared with what is copied
 
+    @property
+    def is_well(self) -> bool:
+        """Whether there are copies, whoever makes them."""
+        return self.running or self.elsewhere
+
 
 class _Child:
     """A running conntrackd. Killed by the kernel if this process dies."""

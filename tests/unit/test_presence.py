@@ -38,10 +38,11 @@ NODE2 = Said(
 )  # fmt: skip
 
 words = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=24)
+maybe = st.none() | st.booleans()
 everything_said = st.builds(
     Said,
     source=st.ip_addresses(v=4), name=words, version=words, engine=words, rank=st.integers(0, 255),
-    role=st.sampled_from(Role), since=st.floats(0, 1e9), holds=st.booleans(), target=st.none() | st.booleans(),
+    role=st.sampled_from(Role), since=st.floats(0, 1e9), holds=st.booleans(), target=maybe, copies=maybe,
     standby=st.booleans(), stopped=st.booleans(), settings=st.dictionaries(words, words, max_size=3),
 )  # fmt: skip
 

@@ -119,7 +119,7 @@ def test_says_how_it_is_with_the_copies_of_connections() -> None:
     )  # fmt: skip
     told = {
         "on eth1 for 3 min: 150 connections of this host copied, 2 of others written here; "
-        "9 packets heard, the last 1.0 s ago": copies,
+        "9 packets heard, the last 1.0 s ago; compared with the kernel 3 min ago": copies,
         "conntrackd does not run, for 3 min": replace(copies, running=False),
         "by another kevip of this host, which has the same target, for 3 min": replace(
             copies, running=False, elsewhere=True

@@ -205,3 +205,12 @@ def test_settings_that_differ_are_a_problem_where_they_have_to_be_alike() -> Non
     found = verdict(changed(BACKUP, members=members))
     assert found.text.startswith("settings differ: TARGET on node2; ALLOW_FROM, PORTS on node3: set them")
     assert verdict(changed(BACKUP, members={PEER: member(1, differs=["CHECK"])})).ok
+
+
+def test_a_replica_that_copies_no_connections_though_it_should_is_a_problem() -> None:
+    copying = changed(BACKUP, sync=replace(COPIES, running=True))
+    members = {PEER: member(1, copies=True), PEER + 1: member(1, name="node3", copies=False)}
+    where = "connections are not copied to node3, where conntrackd does not run"
+    assert verdict(changed(copying, members=members)).text == f"{where}: look there with kevip status"
+    assert verdict(changed(copying, members={PEER: member(1, copies=True)})).ok
+    assert verdict(changed(BACKUP, members=members)).ok
