@@ -79,9 +79,11 @@ def crash(network: Network, replica: Replica) -> None:
 
 
 def conntrackd(replica: Replica) -> int:
-    """Return the process id of its conntrackd."""
-    [pid] = eventually(lambda: replica.children("conntrackd"), what="conntrackd runs")
-    return int(pid)
+    """Return the process id of its conntrackd, which now and then is asked by another one."""
+    found: list[int] = eventually(
+        lambda: pids if len(pids := replica.children("conntrackd")) == 1 else None, what="one conntrackd runs"
+    )
+    return found[0]
 
 
 @on_each_engine

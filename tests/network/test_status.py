@@ -241,6 +241,7 @@ def test_rules_that_somebody_flushed_are_told(host: Namespace, start: Start, dat
 def test_a_vip_or_rules_on_a_backup_are_told(network: Network, start: Start) -> None:
     start(network.nodes[0], advskew=1).master()
     backup = start(network.nodes[1], advskew=20).ready()
+    eventually(lambda: backup.state()["rules"], what="it knows which rules it should have")
     with stopped(backup):
         lease = ("valid_lft", "60", "preferred_lft", "0")
         backup.node.run("ip", "address", "add", f"{VIP}/32", "dev", "eth0", *lease)
