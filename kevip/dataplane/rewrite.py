@@ -73,19 +73,19 @@ def chains(proxy: Proxy, parts: Parts, ports: list[Ports], source: int) -> Itera
     """
     vip, target, ours = proxy.vip, proxy.target, tag(proxy.vip)
     local = f"ip daddr {vip} fib daddr type local"
-    to_ports = "meta l4proto . th dport @ports" if ports else f"meta l4proto {{ {', '.join(_PROTOCOLS)} }}"
-    rewrite = f"{local} {to_ports} ct original zone set {zone(vip)} counter ip daddr set {target}"
+    wanted = [f"{local} {each}" for each in _to(ports)]
+    rewrites = [f"{each} ct original zone set {zone(vip)} counter ip daddr set {target}" for each in wanted]
     if proxy.sources:
-        allow = f"{local} {to_ports} ip saddr != @sources counter drop"
-        yield Chain("admit", "filter hook prerouting", _ADMIT, [allow])
+        allow = [f"{each} ip saddr != @sources counter drop" for each in wanted]
+        yield Chain("admit", "filter hook prerouting", _ADMIT, allow)
     if ports:  # after a failover, pods' packets may come before the client's: a reset would end the connection
         stray = f"{local} ct state invalid,new,untracked tcp flags & (syn | ack) != syn counter drop"
         yield Chain("stray", "filter hook prerouting", _STRAY, [stray])
     errors = [f"{each} ip daddr set {target}" for each in _errors(proxy, local, ports)]
     refusal = "ct direction reply return"  # only what this host refuses itself has a connection so early
-    yield Chain("rewrite", "filter hook prerouting", _REWRITE, [refusal, rewrite, *errors])
+    yield Chain("rewrite", "filter hook prerouting", _REWRITE, [refusal, *rewrites, *errors])
     if proxy.allows_itself:
-        yield Chain("own", "route hook output", _REWRITE, [refusal, rewrite])
+        yield Chain("own", "route hook output", _REWRITE, [refusal, *rewrites])
     undone = f"{ours} ct status & dnat == 0 ct state new"
     refuse = [
         f"{undone} update @{REFUSED} {{ meta l4proto . th dport }}",  # by itself, for it fails if there are too many
@@ -108,11 +108,25 @@ def chains(proxy: Proxy, parts: Parts, ports: list[Ports], source: int) -> Itera
     yield Chain("inward", "filter hook input", _LAST, [f"{replies} {error}", back, refused])
 
 
+def _to(ports: list[Ports]) -> list[str]:
+    """Return what matches packets to ports, a rule for each protocol.
+
+    One set of protocols and ports would do; but to look into one of ranges costs each packet half of the throughput.
+    """
+    if not ports:
+        return [f"meta l4proto {{ {', '.join(_PROTOCOLS)} }}"]
+    return [f"{name} dport {{ {numbers} }}" for name in _PROTOCOLS if (numbers := _numbers(ports, name))]
+
+
+def _numbers(ports: list[Ports], protocol: str) -> str:
+    return ", ".join(f"{each.first}-{each.last}" for each in ports if each.protocol == protocol)
+
+
 def _errors(proxy: Proxy, local: str, ports: list[Ports]) -> Iterator[str]:
     """Yield the rules for ICMP errors about what was sent to clients."""
     change = f"ct original zone set {zone(proxy.vip)} counter {_quoted(_QUOTED_SOURCE, proxy.vip, proxy.target)}"
     for name, number in _PROTOCOLS.items():
-        numbers = ", ".join(f"{each.first}-{each.last}" for each in ports if each.protocol == name)
+        numbers = _numbers(ports, name)
         if numbers or not ports:
             from_ports = f"{_QUOTED_PORT} {{ {numbers} }} " if ports else ""
             yield f"{local} {_ERRORS} {_QUOTED_PROTOCOL} {number} {from_ports}{change}"

@@ -116,7 +116,7 @@ table ip kevip-10.0.0.100 {
 	chain rewrite {
 		type filter hook prerouting priority -301; policy accept;
 		ct direction reply return
-		LOCAL meta l4proto . th dport @ports ct original zone set 38500 counter ip daddr set 10.96.0.50
+		LOCAL tcp dport { 80-80 } ct original zone set 38500 counter ip daddr set 10.96.0.50
 		LOCAL icmp type { 3, 11 } @th,64,8 0x45 @th,136,8 6 @th,224,16 { 80-80 } ct original zone set \
 38500 counter @th,160,32 0xa000064 @th,32,16 set @th,32,16 map { 0 : 65489, 32 : 65521 } @th,160,32 set 0xa600032 \
 ip daddr set 10.96.0.50
@@ -124,7 +124,7 @@ ip daddr set 10.96.0.50
 	chain own {
 		type route hook output priority -301; policy accept;
 		ct direction reply return
-		LOCAL meta l4proto . th dport @ports ct original zone set 38500 counter ip daddr set 10.96.0.50
+		LOCAL tcp dport { 80-80 } ct original zone set 38500 counter ip daddr set 10.96.0.50
 	}
 	chain undone {
 		type filter hook prerouting priority -95; policy accept;
